@@ -1,0 +1,223 @@
+"""MAGE: an image's tokens and a caption to the tokens of a video (Section 3, Fig. 2).
+
+    token ids ──embedding──► first frame ──motion anchor──► anchor ┐
+                        └──► all frames ───────────────────────────┴─► axial transformer ──► next frames' token ids
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mage_core.axial import AxialTransformer, FrameCache
+from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
+
+
+@dataclass(frozen=True)
+class MAGEConfig:
+    """Sizes and options of a MAGE; the defaults are the released ones.
+
+    `stochastic` adds eq. 4's posterior and eq. 5's AdaIN. Not in the released model, off by default:
+    `relative_offsets` > 0 gives every head a learned bias by relative offset, clipped there, on the rows' and columns'
+    attention; `speed_loss` adds eq. 7's alpha term to the deterministic loss too. Raises ValueError, showing the number.
+    """
+
+    codebook_size: int
+    rows: int
+    columns: int
+    clip_length: int
+    width: int
+    vocabulary_size: int
+    context_length: int
+    head_width: int = 32
+    text_layers: int = 2
+    anchor_layers: int = 1
+    axial_layers: int = 6
+    dropout: float = 0.1
+    stochastic: bool = False
+    latent_channels: int = 64
+    alpha: float = 0.001
+    beta: float = 0.00025
+    pad_id: int = 0
+    relative_offsets: int = 0
+    speed_loss: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
+                     "anchor_layers", "axial_layers", "latent_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"MAGEConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.width % self.head_width:
+            raise ValueError(f"MAGEConfig.width is {self.width}: it must be a multiple of head_width {self.head_width}")
+        if self.axial_layers % 3:
+            raise ValueError(f"MAGEConfig.axial_layers is {self.axial_layers}: a block is three layers, "
+                             "for time, height and width, so that it must be a multiple of 3")
+        if not 2 <= self.clip_length <= 16:
+            raise ValueError(f"MAGEConfig.clip_length is {self.clip_length}: it must be 2 to 16 frames, "
+                             "what four halvings of time make one step")
+        if self.stochastic and self.width % 16:
+            raise ValueError(f"MAGEConfig.width is {self.width}: a stochastic model normalises in 16 groups "
+                             "and needs a multiple of 16")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"MAGEConfig.dropout is {self.dropout}: it must be in [0, 1)")
+        if not 0 <= self.pad_id < self.vocabulary_size:
+            raise ValueError(f"MAGEConfig.pad_id is {self.pad_id}: the vocabulary has {self.vocabulary_size} words")
+        if self.text_layers < 0 or self.relative_offsets < 0:
+            raise ValueError(f"MAGEConfig.text_layers is {self.text_layers} and relative_offsets "
+                             f"{self.relative_offsets}: neither may be negative")
+
+
+@dataclass
+class MAGEOutput:
+    """logits (b t-1 h w k) of frames 2 to t, the motion anchor (b h w d), and eq. 7 term by term (scalars).
+
+    `loss` is what the released code minimises: prediction + beta KL + alpha speed term where the model is stochastic,
+    the prediction alone where it is not (unless `speed_loss`).
+    """
+
+    logits: Tensor
+    motion_anchor: Tensor
+    loss: Tensor
+    prediction_loss: Tensor
+    kl_loss: Tensor
+    speed_loss: Tensor
+
+
+class VisualTokens(nn.Module):
+    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame, row and column positions."""
+
+    def __init__(self, codebook_size: int, rows: int, columns: int, width: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(codebook_size, width) * 0.02)
+        self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * 0.02)
+        self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * 0.02)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The bare embedding, which the posterior reads."""
+        return F.embedding(token_ids, self.embedding)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        x = rearrange(self.embed(token_ids), "b t h w d -> (b t) d h w")
+        x = rearrange(self.convolution(x), "(b t) d h w -> b t h w d", t=token_ids.shape[1])
+        return x + self.row_positions + self.column_positions
+
+
+class MAGE(nn.Module):
+    """Image and caption to video, in tokens (Section 3)."""
+
+    def __init__(self, config: MAGEConfig):
+        super().__init__()
+        self.config = config
+        shared = {"width": config.width, "head_width": config.head_width, "dropout": config.dropout}
+        self.visual_tokens = VisualTokens(config.codebook_size, config.rows, config.columns, config.width)
+        self.text_encoder = TextEncoder(vocabulary_size=config.vocabulary_size, context_length=config.context_length,
+                                        layers=config.text_layers, pad_id=config.pad_id, **shared)
+        self.motion_anchor = MotionAnchor(layers=config.anchor_layers,
+                                          latent_channels=config.latent_channels if config.stochastic else None, **shared)
+        self.posterior = Posterior(config.width, config.latent_channels) if config.stochastic else None
+        self.generator = AxialTransformer(layers=config.axial_layers, clip_length=config.clip_length,
+                                          codebook_size=config.codebook_size,
+                                          relative_offsets=config.relative_offsets, **shared)
+
+    # ---- training
+
+    def forward(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, *, target_ids: Tensor | None = None,
+                target_weights: Tensor | None = None, posterior_noise: Tensor | None = None) -> MAGEOutput:
+        """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses and logits.
+
+        `target_ids` (b t h w) are the true frames where `token_ids` were corrupted on purpose; `target_weights`
+        (b t-1 h w) weigh the prediction loss. `posterior_noise` (b c h w), drawn where not given, is the standard
+        normal noise of a stochastic model. ValueError for shapes that do not fit together.
+        """
+        self._check(token_ids, text_ids, speed)
+        target_ids = token_ids if target_ids is None else target_ids
+        r, kl_loss = None, token_ids.new_zeros((), dtype=torch.float32)
+        if self.posterior is not None:
+            mean, log_variance = self.posterior(self.visual_tokens.embed(target_ids))
+            noise = torch.randn_like(mean) if posterior_noise is None else posterior_noise
+            r, kl_loss = mean + noise * (0.5 * log_variance).exp(), kl_from_normal(mean, log_variance)
+
+        frames = self.visual_tokens(token_ids[:, :-1])
+        anchor = self.anchor(frames[:, 0], text_ids, speed, r)
+        logits = self.generator(anchor, frames)
+
+        prediction_loss = weighted_cross_entropy(logits, target_ids[:, 1:], target_weights)
+        speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
+        loss = prediction_loss
+        if self.config.stochastic:
+            loss = loss + self.config.beta * kl_loss
+        if self.config.stochastic or self.config.speed_loss:
+            loss = loss + self.config.alpha * speed_loss
+        return MAGEOutput(logits, anchor, loss, prediction_loss, kl_loss, speed_loss)
+
+    def anchor(self, first_frame: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None = None, *,
+               return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The motion anchor (b h w d) of an embedded first frame (b h w d); see `MotionAnchor.forward`."""
+        return self.motion_anchor(first_frame, self.text_encoder(text_ids), padding_bias(text_ids, self.config.pad_id),
+                                  speed, r, return_attention=return_attention)
+
+    # ---- generation
+
+    @torch.no_grad()
+    def generate(self, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
+                 prior_noise: Tensor | None = None, recompute: bool = False) -> Tensor:
+        """First frame's token ids (b h w), caption ids (b l), speed (b,) -> the clip's token ids (b T h w), T frames.
+
+        Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
+        that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
+        stochastic model, drawn where not given. ValueError for shapes that do not fit together.
+        """
+        config = self.config
+        token_ids = first_token_ids[:, None]
+        self._check(token_ids, text_ids, speed)
+        r = self._prior(len(token_ids), token_ids.device) if prior_noise is None else prior_noise
+        first = self.visual_tokens(token_ids)
+        anchor = self.anchor(first[:, 0], text_ids, speed, r)
+
+        cache = None if recompute else FrameCache(config.clip_length)
+        new, given = first, anchor
+        for _ in range(config.clip_length - 1):
+            logits = self.generator(given, new, cache)
+            next_ids = logits[:, -1:].argmax(-1)
+            token_ids = torch.cat([token_ids, next_ids], 1)
+            if recompute:
+                new = self.visual_tokens(token_ids)
+            else:
+                new, given = self.visual_tokens(next_ids), None
+        return token_ids
+
+    def _prior(self, batch: int, device: torch.device) -> Tensor | None:
+        config = self.config
+        if not config.stochastic:
+            return None
+        return torch.randn(batch, config.latent_channels, config.rows, config.columns, device=device)
+
+    # ---- checks
+
+    def _check(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor) -> None:
+        config = self.config
+        b = token_ids.shape[0]
+        if token_ids.ndim != 4 or token_ids.shape[2:] != (config.rows, config.columns):
+            raise ValueError(f"token ids have the shape {tuple(token_ids.shape)}: this model takes (b t h w) with "
+                             f"h, w = {config.rows}, {config.columns}")
+        if token_ids.shape[1] > config.clip_length:
+            raise ValueError(f"token ids hold {token_ids.shape[1]} frames: this model's clips have {config.clip_length}")
+        if text_ids.shape[:1] != (b,) or text_ids.ndim != 2 or text_ids.shape[1] > config.context_length:
+            raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} and "
+                             f"l at most {config.context_length}")
+        if speed.shape != (b,):
+            raise ValueError(f"speed has the shape {tuple(speed.shape)}: there must be one for each of {b} clips")
+
+
+def weighted_cross_entropy(logits: Tensor, target_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of -log p(target) over all tokens: logits (... k), target ids (...), weights (...) as a weighted mean."""
+    logits = logits.float().flatten(0, -2)
+    if weights is None:
+        return F.cross_entropy(logits, target_ids.flatten())
+    losses = F.cross_entropy(logits, target_ids.flatten(), reduction="none")
+    return (losses * weights.flatten()).sum() / weights.sum()
