@@ -1,0 +1,1 @@
+"""MAGE: text-image-to-video generation with motion anchors, from simulator to figures."""

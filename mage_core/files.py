@@ -1,0 +1,53 @@
+"""Where files lie, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+
+def data_folder() -> Path:
+    """The folder of what ships with the project: `data` beside the package."""
+    return Path(__file__).resolve().parent.parent / "data"
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: `$MAGE_CACHE` where set, else `data/cache`."""
+    named = os.environ.get("MAGE_CACHE")
+    return Path(named).expanduser() if named else data_folder() / "cache"
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError if it cannot be read."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write a file so that a reader, or a kill at any moment, only ever leaves the old or the whole new one.
+
+    `write(temporary)` is called with a name in the same folder and with the same suffix; what it wrote is flushed
+    to the disk and then takes the place of `path`. Folders are made. If `write` raises, its error passes through,
+    and `path` stays as it was. Raises FileNotFoundError if `write` wrote nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last because writers (numpy, imageio) choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name itself must reach the disk as well
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path
