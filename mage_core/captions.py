@@ -1,7 +1,7 @@
 """One grammar for all captions: sentence <-> clauses <-> token ids (paper 4.1; the released vocabularies).
 
-Parsing ignores case and spacing; formatting is exact. What does not parse ends in a `CaptionError` that shows the
-word, where it stands and what could stand there.
+Parsing ignores case and spacing; formatting is exact. What does not parse ends in a `CaptionError` that shows
+the word, where it stands and what could stand there.
 
     MNIST       the digit 7 is moving up then down and the digit 2 is moving right .
     CATER-GEN   the medium green rubber cone is picked up and placed to (1, -3). the snitch is rotating.
@@ -10,6 +10,7 @@ word, where it stands and what could stand there.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,24 +34,25 @@ _ROTATING = ("snitch", "cylinder", "cube")  # a turned cone or sphere looks the 
 _CONTAINED = ("cone", "snitch", "sphere")
 _VERBS = {"rotating": "rotate", "sliding": "slide", "placed": "pick-place", "containing": "contain"}
 
-_MNIST_WORDS = ("0 1 2 3 4 5 6 7 8 9 the digit and is are bouncing moving here there around jumping up down left right "
-                "then .")
+_MNIST_WORDS = ("0 1 2 3 4 5 6 7 8 9 the digit and is are bouncing moving here there around jumping up down left "
+                "right then .")
 _VOCABULARIES = {
     "single-mnist": _MNIST_WORDS,
     "double-mnist": _MNIST_WORDS,
     "modified-mnist": _MNIST_WORDS,
-    "cater-gen-v1": "the cone snitch is sliding picked placed containing rotating and to up ( ) 1 2 3 -1 -2 -3 , . first "
-                    "second third fourth quadrant",
-    "cater-gen-v2": "the cone snitch is sliding picked placed containing and to up sphere cylinder cube small medium "
-                    "large metal rubber gold gray red blue green brown purple cyan yellow ( ) 1 2 3 -1 -2 -3 , . rotating "
-                    "while contained still first second third fourth quadrant",
+    "cater-gen-v1": "the cone snitch is sliding picked placed containing rotating and to up ( ) 1 2 3 -1 -2 -3 , . "
+                    "first second third fourth quadrant",
+    "cater-gen-v2": "the cone snitch is sliding picked placed containing and to up sphere cylinder cube small "
+                    "medium large metal rubber gold gray red blue green brown purple cyan yellow ( ) 1 2 3 -1 -2 -3 "
+                    ", . rotating while contained still first second third fourth quadrant",
 }
-_VOCABULARIES = {dataset: ("[PAD]", "[CLS]", "[SEP]", *words.split()) for dataset, words in _VOCABULARIES.items()}
-_IDS = {dataset: {word: i for i, word in enumerate(words)} for dataset, words in _VOCABULARIES.items()}
+_VOCABULARIES = {name: ("[PAD]", "[CLS]", "[SEP]", *words.split()) for name, words in _VOCABULARIES.items()}
+_IDS = {name: {word: i for i, word in enumerate(words)} for name, words in _VOCABULARIES.items()}
 DATASETS = tuple(_VOCABULARIES)
 
 # CATER-GEN: as released. MNIST: the longest caption with [CLS] and [SEP].
-_CONTEXT = {"single-mnist": 11, "double-mnist": 20, "modified-mnist": 20, "cater-gen-v1": 32, "cater-gen-v2": 38}
+_CONTEXT = {"single-mnist": 11, "double-mnist": 20, "modified-mnist": 20, "cater-gen-v1": 32,
+            "cater-gen-v2": 38}
 
 _EXAMPLES = {
     "single-mnist": "the digit 7 is moving up then down .",
@@ -79,7 +81,10 @@ class Movement:
 
 @dataclass(frozen=True)
 class ObjectName:
-    """An object as a CATER-GEN caption names it: its shape, and what is said of size, color and material, in order."""
+    """An object as a CATER-GEN caption names it: its shape, and what is said of size, color and material.
+
+    `attributes` are in the sentence's order; explicit names of v2 say all three, names of v1 none.
+    """
 
     shape: str
     attributes: tuple[str, ...] = ()
@@ -111,7 +116,7 @@ class Action:
     """A sentence of a CATER-GEN caption.
 
     `kind` is rotate, slide, pick-place or contain. `place` is where a slide or a pick-place ends: a cell (x, y)
-    of the table, or `first` to `fourth` quadrant; `object` is what a contain ends on. Both are None elsewhere.
+    of the table, or `first` to `fourth` for a quadrant; `object` is what a contain ends on. Else they are None.
     """
 
     kind: str
@@ -129,12 +134,15 @@ def vocabulary(dataset: str) -> tuple[str, ...]:
 
 
 def context_length(dataset: str) -> int:
-    """The most tokens that a caption has, [CLS] and [SEP] included. Raises ValueError for an unknown dataset."""
+    """The number of tokens that the text encoder has places for, [CLS] and [SEP] included: no caption has more.
+
+    Raises ValueError for an unknown dataset.
+    """
     return _CONTEXT[_known(dataset)]
 
 
 def motions(dataset: str) -> tuple[str, ...]:
-    """The motions that a caption of a Moving MNIST dataset can name; none for CATER-GEN, whose actions have places.
+    """The motions that a Moving MNIST caption can name; none for CATER-GEN, whose actions have places.
 
     Raises ValueError for an unknown dataset.
     """
@@ -147,8 +155,8 @@ def parse(sentence: str, dataset: str) -> tuple[Clause, ...]:
     """The clauses of a caption: `Movement`s for Moving MNIST, `Action`s for CATER-GEN.
 
     Case and spacing are ignored. Raises CaptionError, with the word and its place, for a sentence that is not in
-    the dataset's grammar or breaks its rules (two different digits; a rotating cone; ...), ValueError for an
-    unknown dataset.
+    the dataset's grammar or breaks its rules (one digit twice, a rotating cone), ValueError for an unknown
+    dataset.
     """
     return _Parser(sentence, _known(dataset)).caption()
 
@@ -156,8 +164,8 @@ def parse(sentence: str, dataset: str) -> tuple[Clause, ...]:
 def format_caption(clauses: Iterable[Clause], dataset: str) -> str:
     """The caption of some clauses, exactly as the dataset writes it.
 
-    `parse(format_caption(clauses, dataset), dataset)` gives the clauses back. Raises CaptionError for clauses that
-    no caption of the dataset has, ValueError for an unknown dataset.
+    `parse(format_caption(clauses, dataset), dataset)` gives the clauses back. Raises CaptionError for clauses
+    that no caption of the dataset has, ValueError for an unknown dataset.
     """
     clauses = tuple(clauses)
     sentence = _joined(_words(clauses, _known(dataset)), dataset)
@@ -177,11 +185,11 @@ def encode(sentence: str, dataset: str) -> list[int]:
 def decode(ids: Iterable[int], dataset: str) -> str:
     """The caption of token ids: [CLS], words, [SEP] and any padding.
 
-    Raises CaptionError for an id outside the vocabulary, a frame of other ids, or words that are not a caption;
-    ValueError for an unknown dataset.
+    Raises CaptionError for an id outside the vocabulary, for ids not so framed and for words that are not a
+    caption, ValueError for an unknown dataset.
     """
     words = vocabulary(dataset)
-    ids = [int(i) for i in ids]
+    ids = [operator.index(i) for i in ids]
     for place, i in enumerate(ids):
         if not 0 <= i < len(words):
             raise CaptionError(f"token id {i} at place {place} is outside the vocabulary of {dataset}: "
@@ -202,7 +210,7 @@ def _words(clauses: tuple[Clause, ...], dataset: str) -> list[str]:
     kind = Movement if _is_mnist(dataset) else Action
     for clause in clauses:
         if not isinstance(clause, kind):
-            raise CaptionError(f"{clause!r} is not a clause of {dataset}: its captions are made of {kind.__name__}s")
+            raise CaptionError(f"{clause!r} is not a clause of {dataset}: its captions are of {kind.__name__}s")
     if kind is Action:
         return [word for clause in clauses for word in _action_words(clause)]
     words = []
@@ -244,6 +252,7 @@ def _joined(words: list[str], dataset: str) -> str:
 
 # A number with its minus (also the typographic ones), a word, or any other character.
 _TOKEN = re.compile(r"[-\u2212\u2013]\s*\d+|\d+|[^\W\d_]+|\S")
+_AS_TYPED = str.maketrans({"\u2212": "-", "\u2013": "-", " ": None})
 
 
 class _Parser:
@@ -256,7 +265,7 @@ class _Parser:
         self.dataset = dataset
         self.sentence = re.sub(r"\s", " ", sentence)  # one line, so that a caret can stand below a word
         self.spans = [match.span() for match in _TOKEN.finditer(self.sentence)]
-        self.words = [re.sub(r"[\u2212\u2013]", "-", self.sentence[a:b]).replace(" ", "").lower() for a, b in self.spans]
+        self.words = [self.sentence[a:b].translate(_AS_TYPED).lower() for a, b in self.spans]
         self.at = 0
 
     def caption(self) -> tuple[Clause, ...]:
@@ -285,13 +294,13 @@ class _Parser:
         there = self.take(*DIRECTIONS)
         if self.dataset != "modified-mnist":
             self.take("then", note=f"in {self.dataset} every digit bounces")
-        elif self.peek() != "then":
-            if self.peek() not in ("and", "."):
-                self.take("then", "." if taken is not None else "and")
-            return Movement(digit, there)
         else:
-            self.take("then")
-        return Movement(digit, f"{there} then {self.take(_OPPOSITE[there], note='a digit bounces straight back')}")
+            after = "and" if taken is None else "."
+            if self.peek() == after:
+                return Movement(digit, there)
+            self.take("then", after)
+        back = self.take(_OPPOSITE[there], note="a digit bounces straight back")
+        return Movement(digit, f"{there} then {back}")
 
     # CATER-GEN
 
@@ -333,18 +342,22 @@ class _Parser:
         if other.shape not in _CONTAINED or (self.dataset == "cater-gen-v1" and other.shape == "cone"):
             able = ("snitch",) if self.dataset == "cater-gen-v1" else _CONTAINED
             self.fail(f"a cone cannot contain a {other.shape}; it can contain a {', a '.join(able)}", back=1)
-        # A snitch is called small, and is a little larger (0.3) than the small objects (0.25).
-        least = "medium" if other.shape == "snitch" else {None: "medium", "small": "medium"}.get(other.size, "large")
-        if subject.size and SIZES.index(subject.size) < SIZES.index(least) or other.size == "large":
-            self.fail(f"the cone must be strictly larger than what it contains, and the {subject} is not larger "
-                      f"than the {other}", back=1)
+        # Where a size is not said, any size that fits will do. A snitch is a little larger than small objects,
+        # and smaller than medium ones; so "small" serves for it here.
+        smallest = SIZES.index(other.size or "small")
+        largest = SIZES.index(subject.size or "large")
+        if largest <= smallest:
+            self.fail(f"a cone must be strictly larger than what it contains, and no {subject} is larger than a "
+                      f"{other}", back=1)
         if self.dataset == "cater-gen-v1" and earlier is not None and earlier.subject == other:
             self.fail(f"the {other} is contained here, so it has no action of its own", back=1)
         return other
 
     def must_act_once(self, subject: ObjectName, earlier: Action | None) -> None:
         # Names of v1 are unique; in v2 the same words may be said of two objects.
-        if self.dataset == "cater-gen-v1" and earlier is not None and subject in (earlier.subject, earlier.object):
+        if self.dataset != "cater-gen-v1" or earlier is None:
+            return
+        if subject in (earlier.subject, earlier.object):
             self.fail(f"the {subject} is in the first sentence already: two actions are of two objects", back=1)
 
     def name(self) -> ObjectName:
@@ -358,7 +371,7 @@ class _Parser:
                 left = {kind: words for kind, words in left.items() if word not in words}
                 continue
             if word == "snitch" and not set(attributes) <= set(_SNITCH):
-                self.fail(f"a snitch is always {' '.join(_SNITCH)}, here it is called {' '.join(attributes)}", back=1)
+                self.fail(f"a snitch is always {' '.join(_SNITCH)}, and here {' '.join(attributes)}", back=1)
             return ObjectName(word, tuple(attributes))
 
     def place(self) -> tuple[int, int] | str:
@@ -399,19 +412,21 @@ class _Parser:
         ended = at >= len(self.words)
         begin, end = (len(self.sentence.rstrip()),) * 2 if ended else self.spans[at]
         word = None if ended else self.sentence[begin:end]
-        what = f"it ends before word {at + 1}" if ended else f"word {at + 1} is {word!r}"
+        what = f"it ends before word {at + 1}" if ended else f"word {at + 1} is {word[:40]!r}"
         lines = [f"not a caption of {self.dataset}: {what}; {reason}", *self.shown(begin, max(end, begin + 1))]
         if not ended and self.words[at] not in _IDS[self.dataset]:
-            lines.append(f"nearest known words: {', '.join(_nearest(self.words[at], expected, self.dataset))}")
+            nearest = _nearest(self.words[at], expected, self.dataset)
+            lines.append(f"nearest known words: {', '.join(nearest)}")
         lines.append(f"a caption reads: {_EXAMPLES[self.dataset]}")
         raise CaptionError("\n".join(lines), word, at + 1)
 
     def shown(self, begin: int, end: int) -> tuple[str, str]:
         """The sentence around a word and a line of carets below it."""
+        end = min(end, begin + 40)
         first, last = max(0, begin - 90), min(len(self.sentence), end + 40)
         before, after = "..." if first else "", "..." if last < len(self.sentence) else ""
-        carets = min(end - begin, 40)
-        return f"  {before}{self.sentence[first:last]}{after}", f"  {' ' * (len(before) + begin - first)}{'^' * carets}"
+        carets = " " * (len(before) + begin - first) + "^" * (end - begin)
+        return f"  {before}{self.sentence[first:last]}{after}", f"  {carets}"
 
 
 def _nearest(word: str, expected: tuple[str, ...], dataset: str) -> list[str]:

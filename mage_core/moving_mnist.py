@@ -1,7 +1,7 @@
 """Single, Double and Modified Double Moving MNIST: specs, captions and frames (paper 4.1 and A.1).
 
-A sample is a small frozen `Spec`, a pure function of (dataset, digit set, split, index, seed); its caption and its
-frames are pure functions of the spec. The tracks are those of the authors' released generators, to the pixel.
+A sample is a small frozen `Spec`, a pure function of (dataset, digit set, split, index, seed); its caption and
+its frames are pure functions of the spec. The tracks are those of the released generators, to the pixel.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DATASETS = tuple(_RECIPES)
 
 @dataclass(frozen=True)
 class Mover:
-    """A moving digit: its number, its image in the digit set, its start in [0, 1] of the free range, its motion."""
+    """A moving digit: its number, its image in the digit set, its start in [0, 1] of the free range."""
 
     digit: int
     image: int
@@ -117,8 +117,8 @@ class MovingMNIST:
     def spec(self, split: str, index: int, seed: int = 0) -> Spec:
         """The sample at `index` of `split`: a pure function of its arguments, the same on every machine.
 
-        Any seed, any index from 0 on. Splits never share a combination of digit(s) and motion axis, whatever the
-        seeds. Raises ValueError for an unknown split or a negative index, TypeError for a fractional number.
+        Any seed, any index from 0 on. Splits never share a combination of digit(s) and motion axis, whatever
+        the seeds. Raises ValueError for an unknown split or a negative index, TypeError for a fraction.
         """
         recipe = _recipe(self.name)
         if split not in ("train", "test"):
@@ -126,14 +126,15 @@ class MovingMNIST:
         index, seed = operator.index(index), operator.index(seed)
         if index < 0:
             raise ValueError(f"index {index} of split {split!r} is negative: samples are numbered from 0 on")
-        # The digit set is not part of the key: another set gives other pictures of the same digits on the same paths.
+        # The digit set is not in the key: another set gives other pictures of the same digits and paths.
         draws = _Draws("sample", self.name, split, index, seed)
         speed = draws.inside()
         numbers = draws.distinct_digits(3)
         moving = numbers[:recipe.movers]
         axes = [draws.below(2) for _ in moving[1:]] + [_axis(self.name, split, moving)]
         movers = tuple(self._mover(recipe, draws, digit, axis) for digit, axis in zip(moving, axes))
-        distractor = self._distractor(draws, numbers[2], movers) if recipe.distractor and draws.below(2) else None
+        distracted = recipe.distractor and draws.below(2) == 1
+        distractor = self._distractor(draws, numbers[2], movers) if distracted else None
         return Spec(self.name, self.digit_set, split, index, seed, movers, distractor, speed)
 
     def _mover(self, recipe: _Recipe, draws: _Draws, digit: int, axis: int) -> Mover:
@@ -179,8 +180,8 @@ class MovingMNIST:
     def clips(self, specs: Sequence[Spec], indices: np.ndarray) -> np.ndarray:
         """The frames `indices` (b, T) of b samples, and no others: uint8 (b, T, 64, 64), on all cores.
 
-        A digit that is still before the other waits. Raises ValueError for specs of another dataset or digit set,
-        indices of another shape, and a frame that its video does not have.
+        A digit that is still before the other waits. Raises ValueError for a spec of another dataset or digit
+        set or with an impossible value, for indices of another shape, and for a frame that a video has not.
         """
         pictures, starts, motions, fixed = self._packed(specs)
         recipe = _recipe(self.name)
@@ -192,12 +193,12 @@ class MovingMNIST:
     def with_motions(self, spec: Spec, motions: Sequence[str]) -> Spec:
         """The same digits, starts, distractor and speed with other motions, one a mover, of whichever split.
 
-        Raises ValueError for a motion that the dataset does not have, or another number of them than of movers.
+        Raises ValueError for a motion that the dataset has not, or another number of them than of movers.
         """
         self._check(spec)
         motions = tuple(motions)
         if len(motions) != len(spec.movers):
-            raise ValueError(f"{len(motions)} motions {motions!r} for {len(spec.movers)} moving digits: give one each")
+            raise ValueError(f"{len(motions)} motions {motions!r} for {len(spec.movers)} digits: give one each")
         for motion in motions:
             _check_motion(self.name, motion)
         movers = tuple(replace(mover, motion=motion) for mover, motion in zip(spec.movers, motions))
@@ -206,9 +207,9 @@ class MovingMNIST:
     def candidate_corners(self, spec: Spec, motions: Sequence[str]) -> list[np.ndarray]:
         """Tracks that start where the sample's first frame shows its digits and go on by other motions.
 
-        One int64 (n, 2) a mover, of its own length; the first row is the sample's own. The position is carried as
-        the float that the simulator holds at frame 0, so the sample's own motions give `corners(spec)`. A digit
-        that stands at a border turns there if its motion heads out. Raises as `with_motions`.
+        One int64 (n, 2) a mover, of its own length; the first row is the sample's own. The position is the
+        float that the simulator holds at frame 0, so the sample's own motions give `corners(spec)`. A digit that
+        stands at a border turns there if its motion heads out. Raises as `with_motions`.
         """
         others = self.with_motions(spec, motions)
         recipe = _recipe(self.name)
@@ -222,10 +223,11 @@ class MovingMNIST:
         return tracks
 
     def draw(self, spec: Spec, corners: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
-        """The frames `indices` (T,) of a sample whose digits go along `corners`, one (n, 2) a mover: uint8 (T, 64, 64).
+        """The frames `indices` (T,) of a sample whose digits go along `corners`: uint8 (T, 64, 64).
 
-        A shorter track waits for the longer one; the distractor is kept. Raises ValueError for another number of
-        tracks than of movers, a corner outside the frame, and a frame that the longest track does not have.
+        `corners` holds one track (n, 2) a mover; a shorter one waits for the longer one; the distractor is kept.
+        Raises ValueError for another number of tracks than of movers, a corner that leaves the frame, and a
+        frame that the longest track has not.
         """
         if len(corners) != len(spec.movers):
             raise ValueError(f"{len(corners)} tracks for {len(spec.movers)} moving digits: give one each")
@@ -235,29 +237,49 @@ class MovingMNIST:
         packed[..., 0, :] = fixed
         for place, rows in enumerate(corners):
             rows = np.asarray(rows)
-            if rows.ndim != 2 or rows.shape[1] != 2 or not len(rows) or rows.min() < 0 or rows.max() > FREE_RANGE:
-                raise ValueError(f"track {place} of shape {rows.shape} is no (n, 2) of corners in 0 to {FREE_RANGE}")
+            if rows.ndim != 2 or rows.shape[1] != 2 or not len(rows):
+                raise ValueError(f"track {place} has shape {rows.shape}: expected (n, 2), rows of (top, left)")
+            if rows.min() < 0 or rows.max() > FREE_RANGE:
+                raise ValueError(f"track {place} goes from {rows.min()} to {rows.max()}: a corner is in 0 to "
+                                 f"{FREE_RANGE}, or the digit leaves the frame")
             packed[0, place, :len(rows)] = rows
             lengths[0, place] = len(rows)
         return self._drawn(pictures, packed, lengths, np.asarray(indices)[None])[0]
 
     def _packed(self, specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
-        """Specs as arrays, movers first and then the distractor's place (an image of -1 where there is none)."""
+        """Specs as arrays: a place for each mover, then the distractor's (an image of -1 where there is none)."""
         places = _recipe(self.name).movers + 1
         pictures = np.full((len(specs), places), -1, np.int64)
+        numbers = np.zeros((len(specs), places), np.int64)
         starts = np.zeros((len(specs), places, 2))
         motions = np.zeros((len(specs), places, 3), np.int64)  # coordinate, heading (0: still), bounces
         fixed = np.zeros((len(specs), places, 2), np.int64)
         for row, spec in enumerate(specs):
             self._check(spec)
             for place, mover in enumerate(spec.movers):
-                pictures[row, place] = mover.image
+                pictures[row, place], numbers[row, place] = mover.image, mover.digit
                 starts[row, place] = mover.start_y, mover.start_x
                 motions[row, place] = _codes(self.name, mover.motion)
             if spec.distractor is not None:
-                pictures[row, -1] = spec.distractor.image
+                pictures[row, -1], numbers[row, -1] = spec.distractor.image, spec.distractor.digit
                 fixed[row, -1] = spec.distractor.top, spec.distractor.left
+        self._check_ranges(specs, pictures, numbers, starts, fixed)
         return pictures, starts, motions, fixed
+
+    def _check_ranges(self, specs, pictures, numbers, starts, fixed) -> None:
+        """Compiled code follows any index it is given, so a spec made by hand must not reach outside."""
+        labels = self.digits.labels
+        shown = pictures != -1
+        known = shown & (pictures >= 0) & (pictures < len(labels))
+        rules = (
+            (shown & ~known, f"an image of the digit set {self.digit_set} is 0 to {len(labels) - 1}"),
+            (known & (labels[np.where(known, pictures, 0)] != numbers), "an image must show its digit"),
+            (~((starts >= 0) & (starts <= 1)).all(axis=2), "starts are in [0, 1] of the free range"),
+            (((fixed < 0) | (fixed > FREE_RANGE)).any(axis=2), f"a distractor's corner is in 0 to {FREE_RANGE}"),
+        )
+        for broken, rule in rules:
+            if broken.any():
+                raise ValueError(f"impossible spec: {rule}; got {specs[np.argwhere(broken)[0, 0]]}")
 
     def _drawn(self, pictures, corners, lengths, indices) -> np.ndarray:
         indices = np.asarray(indices)
@@ -277,11 +299,15 @@ class MovingMNIST:
 
     def _check(self, spec: Spec) -> None:
         if (spec.dataset, spec.digit_set) != (self.name, self.digit_set):
-            raise ValueError(f"a spec of {spec.dataset} on {spec.digit_set} given to {self.name} on {self.digit_set}: "
-                             "draw it with the dataset that made it")
+            raise ValueError(f"a spec of {spec.dataset} on {spec.digit_set} was given to {self.name} on "
+                             f"{self.digit_set}: draw it with the dataset that made it")
+        if len(spec.movers) != _recipe(self.name).movers:
+            raise ValueError(f"a spec of {self.name} has {_recipe(self.name).movers} movers; got {spec}")
 
 
-def track(dataset: str, start_y: float, start_x: float, motion: str, *, from_frame_0: bool = False) -> np.ndarray:
+def track(
+    dataset: str, start_y: float, start_x: float, motion: str, *, from_frame_0: bool = False
+) -> np.ndarray:
     """One digit's track until it is still, or 20 frames: int64 (n, 2), rows of (top, left) in pixels.
 
     Starts are in [0, 1] of the free range. With `from_frame_0` they are the position in frame 0 itself, where
@@ -289,7 +315,6 @@ def track(dataset: str, start_y: float, start_x: float, motion: str, *, from_fra
     motion, or a start outside [0, 1].
     """
     recipe = _recipe(dataset)
-    _check_motion(dataset, motion)
     for name, start in (("start_y", start_y), ("start_x", start_x)):
         if not 0.0 <= start <= 1.0:
             raise ValueError(f"{name} {start} is outside [0, 1], the free range: 0 is the top or left border")
@@ -302,7 +327,7 @@ def track(dataset: str, start_y: float, start_x: float, motion: str, *, from_fra
     return corners[0, 0, :lengths[0, 0]].copy()
 
 
-# ---------------------------------------------------------------------------------------------- rules and draws
+# ------------------------------------------------------------------------------------ rules and draws
 
 
 def _recipe(dataset: str) -> _Recipe:
@@ -313,17 +338,19 @@ def _recipe(dataset: str) -> _Recipe:
 
 def _check_motion(dataset: str, motion: str) -> None:
     if motion not in captions.motions(dataset):
-        raise ValueError(f"{dataset} has no motion {motion!r}: use one of {', '.join(captions.motions(dataset))}")
+        known = ", ".join(captions.motions(dataset))
+        raise ValueError(f"{dataset} has no motion {motion!r}: use one of {known}")
 
 
 def _codes(dataset: str, motion: str) -> tuple[int, int, int]:
+    _check_motion(dataset, motion)
     coordinate, heading, bounces = _MOTIONS[motion]
     return coordinate, heading, _RECIPES[dataset].bounces if bounces else 0
 
 
 @cache
 def _axes(dataset: str) -> dict[tuple[int, ...], int]:
-    """The training axis of the last moving digit for each combination of digits: the dataset's fixed constant.
+    """The training axis of the last moving digit for each combination of digits: a constant of the dataset.
 
     It alternates over a random order of the combinations, which hangs on the dataset's name and on no seed.
     """
@@ -386,15 +413,15 @@ class _Draws:
         return tuple(left.pop(self.below(len(left))) for _ in range(count))
 
 
-# ------------------------------------------------------------------------------------------------------- kernels
+# -------------------------------------------------------------------------------------------- kernels
 
 
 @njit(cache=True)
 def _walk(position, heading, step, first_step, bounces, pixels):
     """Fill `pixels` with floor(36 position), frame by frame; the number of frames until the digit is still.
 
-    The float is carried from frame to frame as in the released generators; ten steps of 0.1 from 0 end below 1,
-    and a pixel hangs on that.
+    The float is carried from frame to frame as in the released generators: ten steps of 0.1 from 0 end below
+    1, and a pixel hangs on that.
     """
     for frame in range(len(pixels)):
         if frame > 0 or first_step:
@@ -412,7 +439,7 @@ def _walk(position, heading, step, first_step, bounces, pixels):
 
 @njit(parallel=True, cache=True)
 def _walk_all(starts, motions, fixed, step, first_step, corners, lengths):
-    """Tracks (b, places, frames, 2) and their lengths (b, places); a place with heading 0 stays at its fixed corner."""
+    """Tracks (b, places, frames, 2) and lengths (b, places); a place with heading 0 keeps its fixed corner."""
     for sample in prange(starts.shape[0]):
         for place in range(starts.shape[1]):
             coordinate, heading, bounces = motions[sample, place]
@@ -422,8 +449,9 @@ def _walk_all(starts, motions, fixed, step, first_step, corners, lengths):
                 continue
             still = 1 - coordinate
             corners[sample, place, :, still] = int(FREE_RANGE * starts[sample, place, still])
-            lengths[sample, place] = _walk(starts[sample, place, coordinate], heading, step, first_step, bounces,
-                                           corners[sample, place, :, coordinate])
+            lengths[sample, place] = _walk(
+                starts[sample, place, coordinate], heading, step, first_step, bounces,
+                corners[sample, place, :, coordinate])
 
 
 @njit(parallel=True, cache=True)
