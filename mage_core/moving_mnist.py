@@ -1,7 +1,7 @@
 """Single, Double and Modified Double Moving MNIST: specs, captions and frames (paper 4.1 and A.1).
 
-A sample is a small frozen `Spec`, a pure function of (dataset, digit set, split, index, seed); its caption and
-its frames are pure functions of the spec. The tracks are those of the released generators, to the pixel.
+A sample is a small frozen `Spec`, a pure function of (dataset, digit set, split, index, seed); its caption
+and its frames are pure functions of the spec. The tracks are those of the released generators, to the pixel.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class MovingMNIST:
         self._check(spec)
         motions = tuple(motions)
         if len(motions) != len(spec.movers):
-            raise ValueError(f"{len(motions)} motions {motions!r} for {len(spec.movers)} digits: give one each")
+            raise ValueError(f"{len(motions)} motions {motions!r} for {len(spec.movers)} movers: one each")
         for motion in motions:
             _check_motion(self.name, motion)
         movers = tuple(replace(mover, motion=motion) for mover, motion in zip(spec.movers, motions))
@@ -208,8 +208,8 @@ class MovingMNIST:
         """Tracks that start where the sample's first frame shows its digits and go on by other motions.
 
         One int64 (n, 2) a mover, of its own length; the first row is the sample's own. The position is the
-        float that the simulator holds at frame 0, so the sample's own motions give `corners(spec)`. A digit that
-        stands at a border turns there if its motion heads out. Raises as `with_motions`.
+        float that the simulator holds at frame 0, so the sample's own motions give `corners(spec)`. A digit
+        that stands at a border turns there if its motion heads out. Raises as `with_motions`.
         """
         others = self.with_motions(spec, motions)
         recipe = _recipe(self.name)
@@ -225,7 +225,7 @@ class MovingMNIST:
     def draw(self, spec: Spec, corners: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
         """The frames `indices` (T,) of a sample whose digits go along `corners`: uint8 (T, 64, 64).
 
-        `corners` holds one track (n, 2) a mover; a shorter one waits for the longer one; the distractor is kept.
+        `corners` holds one track (n, 2) a mover; the shorter waits for the longer; the distractor is kept.
         Raises ValueError for another number of tracks than of movers, a corner that leaves the frame, and a
         frame that the longest track has not.
         """
@@ -238,7 +238,7 @@ class MovingMNIST:
         for place, rows in enumerate(corners):
             rows = np.asarray(rows)
             if rows.ndim != 2 or rows.shape[1] != 2 or not len(rows):
-                raise ValueError(f"track {place} has shape {rows.shape}: expected (n, 2), rows of (top, left)")
+                raise ValueError(f"track {place} has shape {rows.shape}: give (n, 2), rows of (top, left)")
             if rows.min() < 0 or rows.max() > FREE_RANGE:
                 raise ValueError(f"track {place} goes from {rows.min()} to {rows.max()}: a corner is in 0 to "
                                  f"{FREE_RANGE}, or the digit leaves the frame")
@@ -247,7 +247,7 @@ class MovingMNIST:
         return self._drawn(pictures, packed, lengths, np.asarray(indices)[None])[0]
 
     def _packed(self, specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
-        """Specs as arrays: a place for each mover, then the distractor's (an image of -1 where there is none)."""
+        """Specs as arrays: a place for each mover, then the distractor's (its image is -1 for none)."""
         places = _recipe(self.name).movers + 1
         pictures = np.full((len(specs), places), -1, np.int64)
         numbers = np.zeros((len(specs), places), np.int64)
@@ -275,7 +275,7 @@ class MovingMNIST:
             (shown & ~known, f"an image of the digit set {self.digit_set} is 0 to {len(labels) - 1}"),
             (known & (labels[np.where(known, pictures, 0)] != numbers), "an image must show its digit"),
             (~((starts >= 0) & (starts <= 1)).all(axis=2), "starts are in [0, 1] of the free range"),
-            (((fixed < 0) | (fixed > FREE_RANGE)).any(axis=2), f"a distractor's corner is in 0 to {FREE_RANGE}"),
+            (((fixed < 0) | (fixed > FREE_RANGE)).any(axis=2), f"a corner is in 0 to {FREE_RANGE}"),
         )
         for broken, rule in rules:
             if broken.any():
@@ -439,7 +439,7 @@ def _walk(position, heading, step, first_step, bounces, pixels):
 
 @njit(parallel=True, cache=True)
 def _walk_all(starts, motions, fixed, step, first_step, corners, lengths):
-    """Tracks (b, places, frames, 2) and lengths (b, places); a place with heading 0 keeps its fixed corner."""
+    """Tracks (b, places, frames, 2) and lengths (b, places); a place of heading 0 keeps its fixed corner."""
     for sample in prange(starts.shape[0]):
         for place in range(starts.shape[1]):
             coordinate, heading, bounces = motions[sample, place]

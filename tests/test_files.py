@@ -1,0 +1,53 @@
+"""Files are written whole or not at all."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from mage_core.files import cache_folder, data_folder, sha256, write_whole
+
+
+def test_a_file_appears_whole_with_its_folders(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    assert write_whole(path, lambda temporary: temporary.write_text("whole")) == path
+    assert path.read_text() == "whole"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_the_old_file_stays_while_and_after_a_write_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def interrupted(temporary):
+        temporary.write_text("ne")
+        assert temporary.parent == path.parent and path.read_text() == "old"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, interrupted)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_writer_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "a.txt", lambda temporary: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_suffix_is_kept_for_writers_that_look_at_it(tmp_path):
+    write_whole(tmp_path / "a.npy", lambda temporary: np.save(temporary, np.arange(3)))
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"digits")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"digits").hexdigest()
+
+
+def test_the_cache_can_be_put_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("MAGE_CACHE")
+    assert cache_folder() == data_folder() / "cache"
