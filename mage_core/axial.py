@@ -36,9 +36,9 @@ def attention_kernel(name: str) -> Iterator[None]:
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(e) + bias) v for q (... m e), k and v (... n e), bias broadcast to (... m n).
 
-    On a CPU as three plain operations: at the 10 to 16 keys of an axis the fused kernel's backward is ten times slower.
+    Trained on a CPU as three plain operations: at an axis' 10 to 16 keys the fused kernel's backward is ten times slower.
     """
-    kernel = _forced_kernel or ("fused" if q.is_cuda else "plain")
+    kernel = _forced_kernel or ("fused" if q.is_cuda or not torch.is_grad_enabled() else "plain")
     if bias is not None:
         bias = bias.to(q.dtype)
     if kernel == "fused":
@@ -73,7 +73,11 @@ class QuickMLP(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(quick_gelu(self.up(x)))
+        if not torch.is_grad_enabled():
+            return self.down(quick_gelu(self.up(x)))
+        # the same with QuickGELU's two factors in the weights: while training they are few beside the activations
+        x = F.silu(F.linear(x, QUICK * self.up.weight, QUICK * self.up.bias))
+        return F.linear(x, self.down.weight / QUICK, self.down.bias)
 
 
 # ---------------------------------------------------------------- the axial layer
@@ -153,7 +157,7 @@ class AxialLayer(nn.Module):
             k, v = cache.extend(self, k, v)
         return self.out(rearrange(attention(q, k, v, bias), MERGE[self.axis], b=b, t=t, h=h, w=w))
 
-    def forward(self, x: Tensor, causal: Tensor, cache: FrameCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, causal: Tensor | None, cache: FrameCache | None = None) -> Tensor:
         if self.axis == "time":
             bias = causal
         else:
@@ -173,10 +177,20 @@ class AxialTransformer(nn.Module):
         self.clip_length = clip_length
         self.anchor_in = nn.Linear(width, width)
         self.frames_in = nn.Linear(width, width)
-        self.time_positions = nn.Parameter(torch.randn(clip_length, 1, 1, width) * 0.02)
+        self.time_positions = nn.Parameter(torch.randn(clip_length, 1, 1, width) * width ** -0.5)
         self.layers = nn.ModuleList(
             AxialLayer(AXES[i % 3], width, head_width, dropout, relative_offsets) for i in range(layers))
         self.logits = nn.Linear(width, codebook_size)
+        self._initialise(width)
+
+    def _initialise(self, width: int) -> None:
+        """Normal weights; what is added to the residual stream shrinks with the number of layers (as in CLIP)."""
+        added = width ** -0.5 * (2 * len(self.layers)) ** -0.5
+        for layer in self.layers:
+            for linear, std in ((layer.qkv, width ** -0.5), (layer.out, added),
+                                (layer.mlp.up, (2 * width) ** -0.5), (layer.mlp.down, added)):
+                nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, anchor: Tensor | None, frames: Tensor, cache: FrameCache | None = None) -> Tensor:
         """anchor (b h w d), embedded frames (b t h w d) -> logits (b t h w k), of the frame after each.
@@ -193,7 +207,7 @@ class AxialTransformer(nn.Module):
             raise ValueError(f"{end - 1} frames and the motion anchor are {end} time steps: the model's clip length "
                              f"of {self.clip_length} leaves room for {self.clip_length - 1} frames")
         x = x + self.time_positions[start:end]
-        causal = causal_bias(start, end, x.device)
+        causal = causal_bias(start, end, x.device) if x.shape[1] > 1 else None   # the newest frame may look at all
         for layer in self.layers:
             x = layer(x, causal, cache)
         if cache is not None:

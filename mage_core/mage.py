@@ -94,8 +94,8 @@ class VisualTokens(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(codebook_size, width) * 0.02)
         self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * 0.02)
-        self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * 0.02)
+        self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * width ** -0.5)
+        self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * width ** -0.5)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The bare embedding, which the posterior reads."""

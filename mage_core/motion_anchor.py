@@ -56,6 +56,9 @@ class TextEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, text_ids: Tensor) -> Tensor:
         x = F.embedding(text_ids, self.words) + self.positions[:text_ids.shape[1]]
@@ -165,7 +168,7 @@ class MotionAnchor(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(CrossAttention(width, head_width, dropout) for _ in range(layers))
         self.adain = AdaIN(width, latent_channels) if latent_channels else None
-        self.speed = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.speed = nn.Parameter(torch.randn(1, width) * width ** -0.5)
 
     def forward(self, image: Tensor, words: Tensor, bias: Tensor, speed: Tensor, r: Tensor | None = None, *,
                 return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -161,6 +161,10 @@ class VQVAE(nn.Module):
         self.encoder, self.decoder = build_autoencoder(config)
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_width))
         nn.init.uniform_(self.codebook, -1 / config.codebook_size, 1 / config.codebook_size)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     # ---- public boundary: pixels in [0, 1]
 
