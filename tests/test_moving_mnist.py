@@ -231,6 +231,7 @@ def test_clips_are_the_frames_asked_for(cases, data):
     dataset, specs = cases[0][0], [spec for _, spec in cases]
     frames = [st.integers(0, dataset.length(spec) - 1) for spec in specs]
     wanted = np.array([data.draw(st.tuples(*[frame] * 4)) for frame in frames])
+    assert dataset.lengths(specs).tolist() == [max(map(len, dataset.corners(spec))) for spec in specs]
     clips = dataset.clips(specs, wanted)
     assert clips.shape == (len(specs), 4, 64, 64) and clips.dtype == np.uint8
     for spec, row, clip in zip(specs, wanted, clips):
@@ -257,7 +258,9 @@ def test_a_modified_video_ends_when_both_digits_are_still():
 
 
 def test_no_sample_is_an_empty_batch():
-    assert MovingMNIST("single-mnist").clips([], np.zeros((0, 10), np.int64)).shape == (0, 10, 64, 64)
+    dataset = MovingMNIST("single-mnist")
+    assert dataset.clips([], np.zeros((0, 10), np.int64)).shape == (0, 10, 64, 64)
+    assert dataset.lengths([]).shape == (0,)
 
 
 # -------------------------------------------------------------------------------------------- candidates
@@ -348,7 +351,7 @@ def test_bad_requests_are_told():
         (lambda: single.video(replaced(spec, image=5000)), "0 to 4999"),
         (lambda: single.video(replaced(spec, image=-2)), "0 to 4999"),
         (lambda: single.video(replaced(spec, image=0)), "must show its digit"),
-        (lambda: single.video(replaced(spec, start_y=2.0)), "outside"),
+        (lambda: single.length(replaced(spec, start_y=2.0)), "starts are in"),
         (lambda: single.clips([replaced(spec, start_y=2.0)], ten[None]), "starts are in"),
         (lambda: single.video(replaced(spec, motion="up")), "no motion 'up'"),
         (lambda: single.video(dataclasses.replace(spec, movers=spec.movers * 2)), "has 1 movers"),
