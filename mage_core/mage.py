@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,8 +135,13 @@ class MAGE(nn.Module):
         (b t-1 h w) weigh the prediction loss. `posterior_noise` (b c h w), drawn where not given, is the standard
         normal noise of a stochastic model. ValueError for shapes that do not fit together.
         """
-        self._check(token_ids, text_ids, speed)
+        self._check(token_ids, text_ids, speed, posterior_noise)
+        if token_ids.shape[1] < 2:
+            raise ValueError("token ids hold 1 frame: training predicts frame 2 from frame 1 and needs both")
         target_ids = token_ids if target_ids is None else target_ids
+        if target_ids.shape != token_ids.shape:
+            raise ValueError(f"target ids have the shape {tuple(target_ids.shape)}: they are the true frames of token "
+                             f"ids {tuple(token_ids.shape)}, first frame included")
         r, kl_loss = None, token_ids.new_zeros((), dtype=torch.float32)
         if self.posterior is not None:
             mean, log_variance = self.posterior(self.visual_tokens.embed(target_ids))
@@ -170,12 +176,20 @@ class MAGE(nn.Module):
 
         Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
-        stochastic model, drawn where not given. ValueError for shapes that do not fit together.
+        stochastic model, drawn where not given. Dropout is off. ValueError for shapes that do not fit together.
         """
+        training = self.training
+        try:
+            return self.eval()._generate(first_token_ids[:, None], text_ids, speed, prior_noise, recompute)
+        finally:
+            self.train(training)
+
+    def _generate(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
+                  recompute: bool) -> Tensor:
         config = self.config
-        token_ids = first_token_ids[:, None]
-        self._check(token_ids, text_ids, speed)
-        r = self._prior(len(token_ids), token_ids.device) if prior_noise is None else prior_noise
+        self._check(token_ids, text_ids, speed, r)
+        if r is None and config.stochastic:
+            r = torch.randn(len(token_ids), *self.noise_shape, device=token_ids.device)
         first = self.visual_tokens(token_ids)
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
@@ -191,15 +205,19 @@ class MAGE(nn.Module):
                 new, given = self.visual_tokens(next_ids), None
         return token_ids
 
-    def _prior(self, batch: int, device: torch.device) -> Tensor | None:
-        config = self.config
-        if not config.stochastic:
-            return None
-        return torch.randn(batch, config.latent_channels, config.rows, config.columns, device=device)
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(c h w) of one sample's randomness r."""
+        return self.config.latent_channels, self.config.rows, self.config.columns
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Standard normal r (b c h w), a seed for each sample: the same on every device and in every batch."""
+        return torch.stack([torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(seed))
+                            for seed in seeds]).to(self.visual_tokens.embedding.device)
 
     # ---- checks
 
-    def _check(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor) -> None:
+    def _check(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, noise: Tensor | None) -> None:
         config = self.config
         b = token_ids.shape[0]
         if token_ids.ndim != 4 or token_ids.shape[2:] != (config.rows, config.columns):
@@ -210,8 +228,15 @@ class MAGE(nn.Module):
         if text_ids.shape[:1] != (b,) or text_ids.ndim != 2 or text_ids.shape[1] > config.context_length:
             raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} and "
                              f"l at most {config.context_length}")
+        if (text_ids == config.pad_id).all(1).any():
+            raise ValueError(f"text ids {text_ids.tolist()} hold a caption of padding ({config.pad_id}) alone: "
+                             "every caption needs at least one word")
         if speed.shape != (b,):
             raise ValueError(f"speed has the shape {tuple(speed.shape)}: there must be one for each of {b} clips")
+        if noise is not None and not config.stochastic:
+            raise ValueError("this model is deterministic and takes no noise: leave it out, or load a stochastic model")
+        if noise is not None and noise.shape != (b, *self.noise_shape):
+            raise ValueError(f"noise has the shape {tuple(noise.shape)}: this model takes {(b, *self.noise_shape)}")
 
 
 def weighted_cross_entropy(logits: Tensor, target_ids: Tensor, weights: Tensor | None = None) -> Tensor:
