@@ -6,14 +6,19 @@ lists the names. The only tensors passed over are those that the released forwar
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mage_core.files import data_folder, sha256, write_whole
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.vqvae import VQVAE, VQVAEConfig
 
@@ -86,7 +91,7 @@ def released_names(model: VQVAE | MAGE) -> dict[str, str]:
     foreign = [name for name, released in table.items() if released is None]
     if foreign:
         raise ValueError(f"no released name for {_listed(foreign)}: only models without options of our own "
-                         "(relative_offsets=0) can be written or read under the released names")
+                         "(every option of ours off) can be written or read under the released names")
     return table
 
 
@@ -98,6 +103,103 @@ def to_released(vqvae: VQVAE, mage: MAGE) -> dict[str, Tensor]:
     first, second = vqvae.state_dict(), mage.state_dict()
     return ({FIRST_STAGE + theirs: first[ours] for ours, theirs in released_names(vqvae).items()}
             | {theirs: second[ours] for ours, theirs in released_names(mage).items()})
+
+
+# ---------------------------------------------------------------- our own weights, by name
+
+@dataclass
+class Trained:
+    """Both stages, what they were trained on, and their card (a dict; see `save`)."""
+
+    vqvae: VQVAE
+    mage: MAGE
+    card: dict
+    path: Path | None = None
+
+    @property
+    def dataset(self):
+        """The dataset that the weights are for, on the digit set that they were trained on."""
+        from mage_core.clips import load_dataset
+        return load_dataset(self.card["dataset"], self.card["digit_set"])
+
+    def add_results(self, rows: Iterable) -> None:
+        """Write rows of a results table (`metrics.Row`) into the card, beside the weights."""
+        self.card["results"] = [row.as_dict() for row in rows]
+        _write_card(self.path, self.card)
+
+
+def names() -> list[str]:
+    """The names of the weights that ship in `data/weights`."""
+    return sorted(path.stem for path in (data_folder() / "weights").glob("*.safetensors"))
+
+
+def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, half: bool = True) -> Trained:
+    """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
+
+    With `half` the weights are kept in fp16 but for the codebook, on which the tokens hang. The card holds `about`,
+    both configurations and the file's SHA-256.
+    """
+    path = Path(path)
+    tensors = {}
+    for stage, model in (("vqvae", vqvae), ("mage", mage)):
+        for name, tensor in model.state_dict().items():
+            keep = not half or not tensor.is_floating_point() or name == "codebook"
+            tensors[f"{stage}.{name}"] = tensor.detach().cpu().contiguous().to(tensor.dtype if keep else torch.float16)
+    configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={
+        "configs": json.dumps(configs), **{key: json.dumps(about[key]) for key in ("dataset", "digit_set")}}))
+    _write_card(path, {**about, "configs": configs, "sha256": sha256(path)})
+    return load(path)
+
+
+def load(name: str | Path) -> Trained:
+    """The weights of a name (`names()`) or of a .safetensors file that `save` wrote, in fp32, ready to evaluate.
+
+    CheckpointError where there are none of that name, where the file is damaged (its SHA-256 differs from its card's), or
+    where it is not one of ours (`load_released` reads the authors').
+    """
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = data_folder() / "weights" / f"{name}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"no weights are named {str(name)!r}: there are {', '.join(names()) or 'none yet'}; "
+                                  "or give the path of a .safetensors file")
+    tensors = read_tensors(path)
+    card = _read_card(path)
+    if card.get("sha256", sha256(path)) != sha256(path):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
+                              "take it from the repository again, or train it again")
+    try:
+        with safe_open(path, "pt") as file:
+            told = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        configs = {stage: {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+                   for stage, config in told["configs"].items()}
+        models = {"vqvae": VQVAE(VQVAEConfig(**configs["vqvae"])), "mage": MAGE(MAGEConfig(**configs["mage"]))}
+        for stage, model in models.items():
+            model.load_state_dict({key.removeprefix(f"{stage}."): tensor for key, tensor in tensors.items()
+                                   if key.startswith(f"{stage}.")})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train one "
+                              "with python -m mage_core.training; the authors' checkpoints load with "
+                              "weights.load_released") from error
+    card = {**{key: told[key] for key in ("dataset", "digit_set")}, **card}
+    return Trained(models["vqvae"].eval(), models["mage"].eval(), card, path)
+
+
+def _write_card(path: Path, card: dict) -> None:
+    text = json.dumps(card, indent=1) + "\n"
+    write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+
+
+def _read_card(path: Path) -> dict:
+    """The card beside a file of weights; empty where there is none."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{path.with_suffix('.json')} is not a card ({error}): take it from the repository "
+                              "again") from error
 
 
 # ---------------------------------------------------------------- loading
