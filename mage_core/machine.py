@@ -86,6 +86,12 @@ def has_fast_bf16(device: str | torch.device = "cpu") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def autocast(device: str | torch.device) -> torch.autocast:
+    """A context that computes in bf16 where the device is fast in it, else in fp32."""
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
+
+
 def describe() -> str:
     """This machine in one line that begins with "machine:": CPU, cores, threads, versions, bf16, allocator, GPUs."""
     cpu = f"{_cpu_name()}, {_usable_cores()} cores, {torch.get_num_threads()} torch threads"

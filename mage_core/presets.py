@@ -54,6 +54,7 @@ class MAGERecipe:
     later_frames: int | None = None   # of the input frames after the first, this many a step, drawn anew; None: all
     hide_all: float = 0.0        # share of the clips whose input frames after the first are hidden entirely
     hide_some: float = 0.0       # share of the clips in which a random part of those tokens is hidden
+    own_frames: float = 0.0      # share of the clips whose later input frames are the model's own guesses
     balanced: bool = False       # half of the loss on tokens that differ from the first frame's
     shifts: bool = False         # the options of MAGEConfig that help to find the motion
     code_initialisation: bool = False  # embeddings and logits start from the codes' vectors

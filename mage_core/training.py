@@ -14,6 +14,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +29,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mage_core import metrics, weights
-from mage_core.clips import TokenClips, encode_frames, load_dataset, text_ids, token_clips
-from mage_core.files import data_folder, write_whole
-from mage_core.machine import describe as describe_machine, has_fast_bf16, relaunch_with_fast_allocator
+from mage_core.clips import TokenClips, encode_frames, load_dataset, token_clips
+from mage_core.generate import generate_videos
+from mage_core.files import cache_folder, write_whole
+from mage_core.machine import autocast, describe as describe_machine, relaunch_with_fast_allocator
 from mage_core.mage import MAGE
 from mage_core.presets import MAGERecipe, Preset, VQVAERecipe, describe, mage_config, preset, vqvae_config
 from mage_core.vqvae import VQVAE, Codebook, varied
@@ -202,11 +205,6 @@ def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0,
     return made
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the machine computes faster in it, else fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
-
-
 # ---------------------------------------------------------------- first stage
 
 def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: float | None = None,
@@ -360,11 +358,14 @@ def training_batch(tokens: TokenClips, mage: MAGE, recipe: MAGERecipe, seed: int
     samples = [int(_order(seed, epoch, pairs)[place]) for epoch, place in zip(places // pairs, places % pairs)]
     draw = np.random.Generator(np.random.Philox(_hash(seed, "clips", step)))
     ids, captions_, speed = tokens.batch(samples, [min(max(u, 1e-6), 1 - 1e-6) for u in draw.random(size)])
-    given = corrupted(ids, mage, recipe, draw)
     frames, later = None, recipe.later_frames
     inputs = ids.shape[1] - 1
     if later is not None and later < inputs - 1:
         frames = torch.from_numpy(np.append(0, 1 + np.sort(draw.choice(inputs - 1, later, replace=False))))
+    given = corrupted(ids, mage, recipe, draw)
+    if recipe.own_frames:
+        own = torch.from_numpy(draw.random(size) < recipe.own_frames)
+        given[own] = guessed(ids[own], captions_[own], speed[own], mage, frames)
     predict = balanced(ids, frames, draw) if recipe.balanced else None
     return {"token_ids": given, "text_ids": captions_, "speed": speed, "target_ids": ids, "frames": frames,
             "predict": predict}
@@ -388,6 +389,27 @@ def corrupted(ids: Tensor, mage: MAGE, recipe: MAGERecipe, draw: np.random.Gener
     return given
 
 
+@torch.no_grad()
+def guessed(ids: Tensor, captions_: Tensor, speed: Tensor, mage: MAGE, frames: Tensor | None) -> Tensor:
+    """Clips (b t h w) whose later frames are the model's own guesses from the first frame alone.
+
+    What generation feeds back is much like this, mistakes included, and it takes one forward pass. With `frames`, only
+    those input frames are guessed, and the others hidden.
+    """
+    given = ids.clone()
+    given[:, 1:] = mage.config.hidden_id
+    if not len(ids):
+        return given
+    wanted = torch.arange(ids.shape[1] - 1) if frames is None else frames
+    sources = (wanted[1:] - 1).unique()
+    sources = sources if len(sources) and sources[0] == 0 else F.pad(sources, (1, 0))
+    device = next(mage.parameters()).device
+    with autocast(device):
+        out = mage(given.to(device), captions_.to(device), speed.to(device), frames=sources.to(device))
+    given[:, sources + 1] = out.logits.argmax(-1).to(given.device)
+    return given
+
+
 def balanced(ids: Tensor, frames: Tensor | None, draw: np.random.Generator) -> Tensor:
     """Which targets count (b s h w): all that differ from the first frame's token, and as many of the others, drawn."""
     targets = ids[:, 1:] if frames is None else ids[:, frames + 1]
@@ -401,23 +423,9 @@ def _order(seed: int, epoch: int, pairs: int) -> np.ndarray:
 
 
 def generator(vqvae: VQVAE, mage: MAGE) -> metrics.FromBatch:
-    """A trained pair as a generator of whole batches: the first image to tokens, MAGE, and back to images."""
-
-    @torch.no_grad()
-    def videos(batch: metrics.EvaluationBatch) -> Tensor:
-        device = next(mage.parameters()).device
-        vqvae.eval()
-        first = vqvae.encode(batch.images.to(device))
-        noise = mage.noise(batch.seeds) if mage.config.stochastic else None
-        with autocast(device):
-            ids = mage.generate(first, text_ids(batch.captions, batch.dataset.name).to(device),
-                                torch.tensor(batch.speeds, dtype=torch.float32, device=device), prior_noise=noise)
-        frames = vqvae.decode(rearrange(ids, "b t h w -> (b t) h w"))
-        videos = rearrange(frames, "(b t) c h w -> b t c h w", b=len(ids)).cpu()
-        videos[:, 0] = batch.images
-        return videos
-
-    return metrics.FromBatch(videos)
+    """A trained pair as a generator of whole batches, for `metrics.evaluate`."""
+    return metrics.FromBatch(lambda batch: generate_videos(
+        vqvae, mage, batch.dataset.name, batch.images, batch.captions, batch.speeds, batch.seeds))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -436,7 +444,7 @@ def _recipe(recipe, dataset, seed: int, pairs: int | None) -> dict:
 
 def run_folder(dataset, chosen: Preset, seed: int) -> Path:
     """Where a run lives unless told otherwise."""
-    return data_folder() / "runs" / f"{dataset.name}-{chosen.name}-{dataset.digit_set}-seed{seed}"
+    return cache_folder() / "runs" / f"{dataset.name}-{chosen.name}-{dataset.digit_set}-seed{seed}"
 
 
 def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
@@ -476,13 +484,41 @@ def results(trained: weights.Trained, n: int | None = None, *, split: str = "tes
     return [metrics.evaluate(made, dataset, split, n, name=name, progress=progress) for name, made in rows.items()]
 
 
+def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed: int = 0, weights_name: str = "shipped",
+          digit_set: str = "mnist-5k", progress: bool = True) -> weights.Trained:
+    """A trained model for a notebook, from the nearest place: shipped weights, this machine's run, or trained now.
+
+    `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
+    auto), "train" (never those), or a name or file for `weights.load`. Prints what was used.
+    """
+    if weights_name not in ("shipped", "train"):
+        found = weights.load(weights_name)
+        print(f"weights {weights_name}")
+        return found
+    explicit = preset_name != "auto" or os.environ.get("MAGE_PRESET")
+    if weights_name == "shipped" and not explicit and dataset_name in weights.names():
+        print(f"the weights that ship for {dataset_name}")
+        return weights.load(dataset_name)
+    chosen, dataset = preset(preset_name), load_dataset(dataset_name, digit_set)
+    folder = run_folder(dataset, chosen, seed)
+    kept = folder / "weights.safetensors"
+    if kept.exists():
+        found = weights.load(kept)
+        if found.card.get("recipe") == json.loads(json.dumps(dataclasses.asdict(chosen))):
+            print(f"reused the {chosen.name} run of {dataset_name} that is on disk")
+            return found
+        shutil.rmtree(folder)   # the preset has changed since
+    print(f"training {dataset_name} with the preset {chosen.name}: nothing was found to reuse")
+    return train(dataset, chosen, seed=seed, folder=folder, progress=progress)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mage_core.training", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="single-mnist")
     parser.add_argument("--digit-set", default="mnist-5k", help="mnist-5k ships; mnist-70k must be downloaded first")
     parser.add_argument("--preset", default="auto", help="smoke, quick, paper or auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", type=Path, help="the run's folder (default: data/runs/...)")
+    parser.add_argument("--run", type=Path, help="the run's folder (default: in data/cache/runs)")
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after this time; start again to go on")
     parser.add_argument("--test-clips", type=int, help="test pairs in the table (default: the preset's)")
     parser.add_argument("--start", help="weights to go on from, by name or file, in place of training from nothing")

@@ -365,7 +365,7 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int = 65_536, see
     for _ in range(rounds):
         nearest = nearest_code(others, centres)
         count = torch.bincount(nearest, minlength=k - 1)
-        centres.index_reduce_(0, nearest, others, "mean", include_self=False)
+        centres = torch.zeros_like(centres).index_add_(0, nearest, others) / count.clamp_min(1)[:, None]
         empty = (count == 0).nonzero()[:, 0]
         if len(empty):
             worst = (others - centres[nearest]).square().sum(1).topk(len(empty)).indices
