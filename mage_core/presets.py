@@ -7,8 +7,10 @@ notebook 04.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +112,33 @@ def preset(name: str = "auto") -> Preset:
     if name not in PRESETS:
         raise ValueError(f"{source} is {name!r}: choose one of {', '.join(PRESETS)}, or auto")
     return PRESETS[name]
+
+
+def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
+    """A preset with some fields changed, each as `stage.field=value` or `field=value`, e.g. `mage.samples=100_000`.
+
+    ValueError for a field that there is not, or a value that is not a Python literal of the field's kind.
+    """
+    for change in changes:
+        name, equals, text = change.partition("=")
+        stage, dot, field = name.rpartition(".")
+        part = getattr(chosen, stage, None) if dot else chosen
+        known = [entry.name for entry in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+        if not equals or field not in known or field in ("name", "vqvae", "mage"):
+            raise ValueError(f"{change!r} changes nothing that a preset has: write stage.field=value, with vqvae or mage "
+                             f"as the stage{' and one of ' + ', '.join(known) if known else ''}")
+        before = getattr(part, field)
+        try:
+            value = text if isinstance(before, str) else ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{change!r}: {text!r} is not a value such as {before!r}") from error
+        if before is not None and value is not None and not isinstance(value, type(before)):
+            if not (isinstance(before, float) and type(value) is int):
+                raise ValueError(f"{change!r}: {text!r} must be of the kind of {before!r}")
+            value = float(value)
+        part = dataclasses.replace(part, **{field: value})
+        chosen = dataclasses.replace(chosen, **{stage: part}) if dot else part
+    return chosen
 
 
 def vqvae_config(recipe: VQVAERecipe, dataset) -> VQVAEConfig:

@@ -34,7 +34,7 @@ from mage_core.generate import generate_videos
 from mage_core.files import cache_folder, write_whole
 from mage_core.machine import autocast, describe as describe_machine, relaunch_with_fast_allocator
 from mage_core.mage import MAGE
-from mage_core.presets import MAGERecipe, Preset, VQVAERecipe, describe, mage_config, preset, vqvae_config
+from mage_core.presets import MAGERecipe, Preset, changed, describe, mage_config, preset, vqvae_config
 from mage_core.vqvae import VQVAE, Codebook, varied
 
 WATCHED = 1_000_000   # clips to watch during training are test samples from this index on, never those of the table
@@ -517,6 +517,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="single-mnist")
     parser.add_argument("--digit-set", default="mnist-5k", help="mnist-5k ships; mnist-70k must be downloaded first")
     parser.add_argument("--preset", default="auto", help="smoke, quick, paper or auto")
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="changes",
+                        help="change a field of the preset, e.g. mage.samples=100_000 (name a --run of its own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, help="the run's folder (default: in data/cache/runs)")
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after this time; start again to go on")
@@ -524,7 +526,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", help="weights to go on from, by name or file, in place of training from nothing")
     given = parser.parse_args(arguments)
 
-    chosen, dataset = preset(given.preset), load_dataset(given.dataset, given.digit_set)
+    chosen, dataset = changed(preset(given.preset), given.changes), load_dataset(given.dataset, given.digit_set)
     print(describe_machine(), describe(chosen), f"dataset {dataset.name} on {dataset.digit_set}, seed {given.seed}",
           sep="\n", flush=True)
     trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes,
