@@ -41,7 +41,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     """
     kernel = _forced_kernel or ("fused" if q.is_cuda or not torch.is_grad_enabled() else "plain")
     if bias is not None:
-        bias = bias.to(q.dtype)
+        bias = bias.to(q.dtype).contiguous()
     if kernel == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return attention_weights(q, k, bias) @ v
@@ -204,7 +204,7 @@ class AxialLayer(nn.Module):
         if cache is not None and self.axis == "time":
             k, v = cache.extend(self, k, v)
         if self.axis == "time":
-            bias = self.causal(steps, k.shape[2])
+            bias = self.causal(steps, k.shape[2]) if t > 1 or self.time_bias is not None else None   # the newest sees all
         else:
             bias = self.offsets(q) if self.offsets is not None else None
         return self.out(rearrange(attention(q, k, v, bias), MERGE[self.axis], b=b, t=t, h=h, w=w))
@@ -291,4 +291,4 @@ class AxialTransformer(nn.Module):
         low, high = self.intervals
         passed = steps * (low + speed[:, None].float() * (high - low)) / low
         waves = sinusoids(passed, self.WAVES, 1.5, 60.0)
-        return positions + self.source_time(waves)[:, :, None, None]
+        return positions + self.source_time(waves.to(self.source_time.weight.dtype))[:, :, None, None]
