@@ -37,7 +37,7 @@ def attention_kernel(name: str) -> Iterator[None]:
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(e) + bias) v for q (... m e), k and v (... n e), bias broadcast to (... m n).
 
-    Trained on a CPU as three plain operations: at an axis' 10 to 16 keys the fused kernel's backward is ten times slower.
+    Trained on a CPU as three plain operations: at an axis' 10 to 16 keys the fused backward is ten times slower.
     """
     kernel = _forced_kernel or ("fused" if q.is_cuda or not torch.is_grad_enabled() else "plain")
     if bias is not None:
@@ -137,7 +137,8 @@ class Offsets(nn.Module):
         *outer, m, _ = by_offset.shape
         *strides, row, column = by_offset.stride()
         # key j lies at offset j - i, column j - i + m - 1: stepping back one column a row reads that as a view
-        return by_offset.as_strided((*outer, m, m), (*strides, row - column, column), by_offset.storage_offset() + m - 1)
+        start = by_offset.storage_offset() + m - 1
+        return by_offset.as_strided((*outer, m, m), (*strides, row - column, column), start)
 
 
 class TimeBias(nn.Module):
@@ -166,7 +167,7 @@ def sinusoids(positions: Tensor, width: int, shortest: float = 2 * math.pi, long
 
 
 class FrameCache:
-    """Keys and values on the time axis of the `length` frames so far, for each time layer; allocated once, all frames."""
+    """Keys and values on the time axis of the `length` frames so far, for each time layer; allocated once for all."""
 
     def __init__(self, frames: int) -> None:
         self.frames, self.length = frames, 0
@@ -204,7 +205,8 @@ class AxialLayer(nn.Module):
         if cache is not None and self.axis == "time":
             k, v = cache.extend(self, k, v)
         if self.axis == "time":
-            bias = self.causal(steps, k.shape[2]) if t > 1 or self.time_bias is not None else None   # the newest sees all
+            # the newest frame alone may look at all
+            bias = self.causal(steps, k.shape[2]) if t > 1 or self.time_bias is not None else None
         else:
             bias = self.offsets(q) if self.offsets is not None else None
         return self.out(rearrange(attention(q, k, v, bias), MERGE[self.axis], b=b, t=t, h=h, w=w))
@@ -212,7 +214,10 @@ class AxialLayer(nn.Module):
     def causal(self, steps: Tensor, seen: int) -> Tensor:
         """0, or the time bias, where a step may look at another and -inf in its future: (t, seen) or (heads t seen)."""
         then = steps if seen == len(steps) else torch.arange(seen, device=steps.device)
-        bias = torch.zeros((), device=steps.device) if self.time_bias is None else self.time_bias.table[:, steps][..., then]
+        if self.time_bias is None:
+            bias = torch.zeros((), device=steps.device)
+        else:
+            bias = self.time_bias.table[:, steps][..., then]
         return bias.masked_fill(then > steps[:, None], float("-inf"))
 
     def forward(self, x: Tensor, steps: Tensor, cache: FrameCache | None = None) -> Tensor:
@@ -225,9 +230,9 @@ class AxialLayer(nn.Module):
 class AxialTransformer(nn.Module):
     """[anchor, z_1 ... z_i] -> logits of the next frame's tokens at every z (eq. 6).
 
-    Options, all off in the released model: `shift_attention` (`Offsets`), `time_bias` (`TimeBias`), and `intervals`, the
-    dataset's frames from one sampled frame to the next at speeds 0 and 1: then time positions say, too, how much time
-    of the video has passed at each step.
+    Options, all off in the released model: `shift_attention` (`Offsets`), `time_bias` (`TimeBias`), and `intervals`,
+    the dataset's frames from one sampled frame to the next at speeds 0 and 1: then time positions say, too, how much
+    time of the video has passed at each step.
     """
 
     WAVES = 64
@@ -261,7 +266,7 @@ class AxialTransformer(nn.Module):
 
     def forward(self, anchor: Tensor | None, frames: Tensor, cache: FrameCache | None = None, *,
                 speed: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
-        """anchor (b h w d), embedded frames (b t h w d) -> features (b t h w d); `logits` of them name the frame after each.
+        """anchor (b h w d), embedded frames (b t h w d) -> features (b t h w d); their `logits` name the frame after.
 
         With a `cache` only the frames not seen yet are given, and the anchor at the first call alone. `speed` (b,) is
         needed with `intervals`. `steps` (1 + t,) are the places in the clip where frames were left out: 0 for the
@@ -276,7 +281,8 @@ class AxialTransformer(nn.Module):
             raise ValueError(f"{end - 1} frames and the motion anchor are {end} time steps: the model's clip length "
                              f"of {self.clip_length} leaves room for {self.clip_length - 1} frames")
         steps = torch.arange(start, end, device=x.device) if steps is None else steps
-        x = x + self.positions(steps, speed).to(x.dtype)   # where autocast made x bf16, it stays so: half the memory traffic
+        # where autocast made x bf16, it stays so: half the memory traffic
+        x = x + self.positions(steps, speed).to(x.dtype)
         for layer in self.layers:
             x = layer(x, steps, cache)
         if cache is not None:

@@ -106,7 +106,7 @@ class MAGEOutput:
 
 
 class VisualTokens(nn.Module):
-    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame, row and column positions."""
+    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame, rows' and columns' places."""
 
     def __init__(self, codebook_size: int, rows: int, columns: int, width: int):
         super().__init__()
@@ -150,7 +150,7 @@ class MAGE(nn.Module):
     def forward(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, *, target_ids: Tensor | None = None,
                 frames: Tensor | None = None, predict: Tensor | None = None,
                 posterior_noise: Tensor | None = None) -> MAGEOutput:
-        """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses and logits.
+        """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses, logits.
 
         `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
         0, are the input frames to use where not all t-1 are; `predict` (b s h w) bool the tokens of the frames after
@@ -260,7 +260,8 @@ class MAGE(nn.Module):
         tokens.embedding[:config.codebook_size] = self.GAIN * codes @ basis
         tokens.convolution.weight.normal_(std=0.02, generator=draw)
         tokens.convolution.weight[:, :, 1, 1] += torch.eye(width)
-        for table, turn in ((tokens.row_positions, 1), (tokens.column_positions, 2), (self.generator.time_positions, 3)):
+        for table, turn in ((tokens.row_positions, 1), (tokens.column_positions, 2),
+                            (self.generator.time_positions, 3)):
             places = torch.arange(table.numel() // width)
             table.copy_((0.5 * sinusoids(places, width) @ rotation.roll(turn * width // 4, 0)).view(table.shape))
         for linear in (self.generator.anchor_in, self.generator.frames_in):
@@ -297,10 +298,11 @@ class MAGE(nn.Module):
             raise ValueError(f"token ids have the shape {tuple(token_ids.shape)}: this model takes (b t h w) with "
                              f"h, w = {config.rows}, {config.columns}")
         if token_ids.shape[1] > config.clip_length:
-            raise ValueError(f"token ids hold {token_ids.shape[1]} frames: this model's clips have {config.clip_length}")
+            raise ValueError(f"token ids hold {token_ids.shape[1]} frames: this model's clips have "
+                             f"{config.clip_length}")
         if text_ids.shape[:1] != (b,) or text_ids.ndim != 2 or text_ids.shape[1] > config.context_length:
-            raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} and "
-                             f"l at most {config.context_length}")
+            raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} "
+                             f"and l at most {config.context_length}")
         if (text_ids == config.pad_id).all(1).any():
             raise ValueError(f"text ids {text_ids.tolist()} hold a caption of padding ({config.pad_id}) alone: "
                              "every caption needs at least one word")

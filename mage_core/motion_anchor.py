@@ -172,7 +172,7 @@ class MotionAnchor(nn.Module):
         self.layers = nn.ModuleList(CrossAttention(width, head_width, dropout) for _ in range(layers))
         self.adain = AdaIN(width, latent_channels) if latent_channels else None
         self.speed = nn.Parameter(torch.randn(1, width) * width ** -0.5)
-        self.speed_waves = nn.Linear(2 * speed_frequencies, width) if speed_frequencies else None
+        self.speed_waves = nn.Linear(2 * speed_frequencies, width, bias=False) if speed_frequencies else None
 
     def forward(self, image: Tensor, words: Tensor, bias: Tensor, speed: Tensor, r: Tensor | None = None, *,
                 return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -195,5 +195,10 @@ class MotionAnchor(nn.Module):
         return (x, torch.stack(seen, 1)) if return_attention else x
 
     def speed_vector(self, speed: Tensor) -> Tensor:
-        """Eq. 3: c = phi(eta), without a bias: speed (b,) -> (b d)."""
-        return rearrange(speed.to(self.speed.dtype), "b -> b 1") * self.speed
+        """Eq. 3: c = phi(eta), without a bias: speed (b,) -> (b d); optionally with sin and cos of pi eta, 2 pi eta ..."""
+        eta = rearrange(speed, "b -> b 1")
+        vector = eta.to(self.speed.dtype) * self.speed
+        if self.speed_waves is None:
+            return vector
+        turns = math.pi * eta * torch.arange(1, self.speed_waves.in_features // 2 + 1, device=speed.device)
+        return vector + self.speed_waves(torch.cat([turns.sin(), turns.cos()], 1).to(self.speed.dtype))

@@ -229,7 +229,7 @@ def load_released(path: str | Path, *, pixel_range: tuple[float, float] | None =
 
 def load_released_vqvae(path: str | Path, *, pixel_range: tuple[float, float] | None = None,
                         config: VQVAEConfig | None = None) -> VQVAE:
-    """The VQ-VAE alone, from the authors' first-stage checkpoint or from a whole MAGE checkpoint (see `load_released`)."""
+    """The VQ-VAE alone, from the authors' first-stage or whole MAGE checkpoint; errors as in `load_released`."""
     path, tensors = Path(path), read_tensors(path)
     first, _ = _stages(path, tensors)
     return _fill(path, VQVAE, config or _vqvae_config(path, first, pixel_range), first)
@@ -259,9 +259,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds {type(content).__name__} without named tensors: a checkpoint is a "
                               "dictionary of tensors, or one under the key state_dict")
-    foreign = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    foreign = [str(name) for name, value in content.items()
+               if not (isinstance(name, str) and isinstance(value, Tensor))]
     if foreign:
-        raise CheckpointError(f"{path} holds entries that are not tensors: {_listed(foreign)}; save its state_dict alone")
+        raise CheckpointError(f"{path} holds entries that are not tensors: {_listed(foreign)}; "
+                              "save its state_dict alone")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content

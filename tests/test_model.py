@@ -23,7 +23,7 @@ SMALL = MAGEConfig(codebook_size=11, rows=3, columns=4, clip_length=4, width=32,
 VARIANTS = {
     "deterministic": SMALL,
     "all options": dataclasses.replace(SMALL, shift_attention=True, time_bias=True, intervals=(1.0, 2.0),
-                                       hidden_token=True, speed_loss=True),
+                                       hidden_token=True, speed_loss=True, speed_frequencies=3),
     "stochastic": dataclasses.replace(SMALL, stochastic=True, latent_channels=5),
     "two anchor layers": dataclasses.replace(SMALL, anchor_layers=2, axial_layers=3, text_layers=1),
 }
@@ -136,7 +136,8 @@ def test_text_encoder_is_torchs_transformer_on_the_words():
     theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     for ours, theirs_layer in zip(encoder.layers, theirs.layers):
         theirs_layer.self_attn.load_state_dict(multihead(ours, 16, 2).state_dict())
-        for mine, other in ((ours.norm_1, "norm1"), (ours.norm_2, "norm2"), (ours.up, "linear1"), (ours.down, "linear2")):
+        for mine, other in ((ours.norm_1, "norm1"), (ours.norm_2, "norm2"),
+                            (ours.up, "linear1"), (ours.down, "linear2")):
             getattr(theirs_layer, other).load_state_dict(mine.state_dict())
     ids = torch.tensor([[1, 5, 3, 2, 0, 0], [1, 4, 4, 8, 7, 2]])
     padding = ids == 0
@@ -156,8 +157,8 @@ def test_shift_attention_scores_every_pair_by_its_offset(heads, length):
     for row in range(length):
         for column in range(length):
             place = column - row + length - 1
-            expected = torch.einsum("nhe,he->nh", q[:, :, row], offsets.keys[:, place]) / 8 ** 0.5 + offsets.bias[:, place]
-            torch.testing.assert_close(scores[:, :, row, column], expected)
+            expected = torch.einsum("nhe,he->nh", q[:, :, row], offsets.keys[:, place]) / 8 ** 0.5
+            torch.testing.assert_close(scores[:, :, row, column], expected + offsets.bias[:, place])
 
 
 def test_shift_attention_starts_looking_sideways():
@@ -172,7 +173,9 @@ def test_time_bias_starts_on_anchor_first_frame_now_and_before():
 
 def test_options_are_off_in_the_released_model():
     own = set(model(VARIANTS["all options"]).state_dict()) - set(MAGE(SMALL).state_dict())
-    assert own and all(any(part in name for part in ("offsets", "time_bias", "source_time")) for name in own)
+    parts = ("offsets", "time_bias", "source_time", "speed_waves")
+    assert {part for part in parts for name in own if part in name} == set(parts)
+    assert all(any(part in name for part in parts) for name in own)
     assert not any(layer.offsets for layer in model(VARIANTS["all options"]).generator.layers if layer.axis == "time")
 
 
@@ -298,7 +301,8 @@ def test_attention_weights_sum_to_one_over_the_words_and_are_the_ones_used(mage)
     r = mage.noise([0, 1]) if config.stochastic else None
     first = mage.visual_tokens(ids[:, :1])[:, 0]
     anchor, weights = mage.anchor(first, text, speed, r, return_attention=True)
-    assert weights.shape == (2, config.anchor_layers, config.width // config.head_width, config.rows * config.columns, 6)
+    assert weights.shape == (2, config.anchor_layers, config.width // config.head_width,
+                             config.rows * config.columns, 6)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
     assert weights[0, ..., 4:].eq(0).all()
     torch.testing.assert_close(anchor, mage.anchor(first, text, speed, r))
@@ -314,6 +318,13 @@ def test_speed_moves_the_anchor_by_one_vector():
     slow, fast = (mage(ids, text, torch.full((2,), eta)).motion_anchor for eta in (0.25, 0.75))
     expected = (0.5 * mage.motion_anchor.speed).expand_as(slow.flatten(0, 2))
     torch.testing.assert_close((fast - slow).flatten(0, 2), expected)
+
+
+def test_speed_waves_add_sines_and_cosines_of_eta():
+    anchor, eta = model(VARIANTS["all options"]).motion_anchor, torch.tensor([0.3])
+    turns = torch.pi * 0.3 * torch.tensor([1.0, 2.0, 3.0])
+    expected = 0.3 * anchor.speed[0] + anchor.speed_waves.weight @ torch.cat([turns.sin(), turns.cos()])
+    torch.testing.assert_close(anchor.speed_vector(eta)[0], expected)
 
 
 # ---------------------------------------------------------------- loss (eq. 7)
@@ -507,7 +518,8 @@ def test_straight_through(vqvae):
     """The codebook learns from its own loss alone; the encoder from the reconstruction too."""
     out = vqvae(images(vqvae))
     first = next(vqvae.encoder.parameters())
-    gradients = torch.autograd.grad(out.reconstruction_loss, [first, vqvae.codebook], retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(out.reconstruction_loss, [first, vqvae.codebook],
+                                    retain_graph=True, allow_unused=True)
     assert gradients[0].abs().sum() > 0 and gradients[1] is None
     gradients = torch.autograd.grad(out.codebook_loss, [first, vqvae.codebook], retain_graph=True, allow_unused=True)
     assert gradients[0] is None and gradients[1].abs().sum() > 0

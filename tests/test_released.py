@@ -27,8 +27,9 @@ def models():
 @pytest.fixture
 def tensors(models):
     """What a released file holds: our tensors under their names, and norms that their forward never reads."""
-    return {name: tensor.clone() for name, tensor in to_released(*models).items()} | {
-        f"ma_encoder.blocks.0.{name}": torch.ones(32) for name in ("ln_q.weight", "ln_q.bias", "ln_kv.weight", "ln_kv.bias")}
+    unread = (f"ma_encoder.blocks.0.{norm}.{part}" for norm in ("ln_q", "ln_kv") for part in ("weight", "bias"))
+    return ({name: tensor.clone() for name, tensor in to_released(*models).items()}
+            | {name: torch.ones(32) for name in unread})
 
 
 def saved(path, tensors):
@@ -83,7 +84,8 @@ def test_half_precision_and_missing_counters_are_filled(models, tensors, tmp_pat
 @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "module.first_stage_model.", "module."])
 def test_first_stage_alone(models, tmp_path, prefix):
     names, state = released_names(models[0]), models[0].state_dict()
-    path = saved(tmp_path / "first.pt", {"state_dict": {prefix + names[name]: tensor for name, tensor in state.items()}})
+    renamed = {prefix + names[name]: tensor for name, tensor in state.items()}
+    path = saved(tmp_path / "first.pt", {"state_dict": renamed})
     loaded = load_released_vqvae(path)
     assert loaded.config == VQVAE_CONFIG
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in state.items())
@@ -167,7 +169,8 @@ def test_mage_plus(tensors, tmp_path):
     kl |= {"first_stage_model.encoder.conv_in.weight": torch.ones(8, 3, 3, 3),
            "first_stage_model.quant_conv.weight": torch.ones(8, 8, 1, 1)}
     rules = (r"MAGE\+", "KL autoencoder", "no codebook", "take the checkpoint of MAGE")
-    refused(saved(tmp_path / "plus.pth", {"state_dict": {f"module.{name}": value for name, value in kl.items()}}), *rules)
+    kl = {"state_dict": {f"module.{name}": value for name, value in kl.items()}}
+    refused(saved(tmp_path / "plus.pth", kl), *rules)
     refused(tmp_path / "plus.pth", *rules, load=load_released_vqvae)
 
 
