@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from mage_core import captions
 from mage_core.files import cache_folder, write_whole
+from mage_core.machine import autocast
 
 
 def check_speed(speed: float) -> float:
@@ -95,7 +96,7 @@ def token_clips(dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed:
     lengths = np.asarray(dataset.lengths(specs))
     device = next(vqvae.parameters()).device
     shape = (count, int(lengths.max()), *(dataset.image_size // vqvae.config.down,) * 2)
-    key = cache_key("tokens 1", dataset.name, dataset.digit_set, dataset.digits.checksum, split, count, seed, vqvae_key)
+    key = cache_key("tokens 2", dataset.name, dataset.digit_set, dataset.digits.checksum, split, count, seed, vqvae_key)
     path = cache_folder() / f"tokens-{dataset.name}-{split}-{key}.npy"
     tokens = _cached(path, shape)
     if tokens is None:
@@ -121,7 +122,9 @@ def encode_frames(vqvae, frames: np.ndarray, device: torch.device | str = "cpu")
     again[1:] = (flat[1:] == flat[:-1]).reshape(b * t - 1, -1).all(1)
     images = torch.from_numpy(flat[~again]).to(device).float() / 255
     images = images[:, None] if frames.ndim == 4 else images.permute(0, 3, 1, 2)
-    ids = torch.cat([vqvae.encode(part) for part in images.split(256)]).cpu().numpy().astype(np.uint16)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with autocast(device):
+        ids = torch.cat([vqvae.encode(part) for part in images.split(256)]).cpu().numpy().astype(np.uint16)
     return ids[np.cumsum(~again) - 1].reshape(b, t, *ids.shape[1:])
 
 

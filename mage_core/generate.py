@@ -56,9 +56,9 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: str, images: Tensor, sent
     """
     device = torch.device(device) if device is not None else next(mage.parameters()).device
     vqvae, mage = vqvae.to(device).eval(), mage.to(device)
-    first = vqvae.encode(images.to(device))
     noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
-    with autocast(device):
+    with autocast(device):   # as the training's tokens were made
+        first = vqvae.encode(images.to(device))
         ids = mage.generate(first, text_ids(sentences, dataset).to(device),
                             torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise)
     frames = vqvae.decode(rearrange(ids, "b t h w -> (b t) h w"))

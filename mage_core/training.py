@@ -405,7 +405,8 @@ def guessed(ids: Tensor, captions_: Tensor, speed: Tensor, mage: MAGE, frames: T
     sources = sources if len(sources) and sources[0] == 0 else F.pad(sources, (1, 0))
     device = next(mage.parameters()).device
     with autocast(device):
-        out = mage(given.to(device), captions_.to(device), speed.to(device), frames=sources.to(device))
+        out = mage(given.to(device), captions_.to(device), speed.to(device), target_ids=ids.to(device),
+                   frames=sources.to(device))
     given[:, sources + 1] = out.logits.argmax(-1).to(given.device)
     return given
 
