@@ -86,7 +86,7 @@ PRESETS = {
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
-        VQVAERecipe("patch", 128, 512, images=200_000, batch=16, learning_rate=1.5e-3, commitment=1.0,
+        VQVAERecipe("patch", 128, 2048, images=240_000, batch=16, learning_rate=3e-3, commitment=10.0,
                     reconstruction=100.0, crop=44),
         MAGERecipe(128, samples=20_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, balanced=True, shifts=True, code_initialisation=True),

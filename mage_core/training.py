@@ -194,7 +194,7 @@ def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0,
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.endswith(("anchor_in.weight", "frames_in.weight")))
         (inner if muon and matrix else other).append(parameter)
-    made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8,
+    made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True,
                               weight_decay=0.0 if muon else weight_decay)]
     if inner:
         made.append(torch.optim.Muon(inner, lr=muon * learning_rate, momentum=0.95, weight_decay=weight_decay,
