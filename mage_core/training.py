@@ -80,16 +80,15 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
     ValueError where the checkpoint is of another recipe.
     """
     path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
-    step, seconds = _restore(stage, path)
+    step, seconds, recent = _restore(stage, path)
     curve = [line for line in read_curve(log) if line["step"] <= step]
     started = saved = time.monotonic()
     lasting: dict[str, float] = dict(curve[-1]) if curve else {}
-    recent: list[float] = []
 
-    def save() -> None:
+    def save() -> None:   # the curve first: what a kill leaves of it beyond the checkpoint is cut off above
         nonlocal saved
-        _save(stage, path, step, seconds + time.monotonic() - started)
         write_whole(log, lambda temporary: temporary.write_text("".join(json.dumps(line) + "\n" for line in curve)))
+        _save(stage, path, step, seconds + time.monotonic() - started, recent)
         saved = time.monotonic()
 
     for part in stage.parts.values():
@@ -120,13 +119,13 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
             if stage.after is not None:
                 stage.after()
             step += 1
-            recent.append(value)
+            recent = [*recent[-199:], value]
             bar.update(min(stage.batch, stage.budget - bar.n))
             if step % 20 == 0 or step == stage.steps:
                 bar.set_postfix({"loss": f"{np.mean(recent[-100:]):.3f}", **{k: f"{v:.2f}" for k, v in shown.items()},
                                  **{k: f"{v:.2f}" for k, v in lasting.items() if k in ("psnr", "motion")}}, refresh=False)
             if step % max(1, stage.watch_every // stage.batch) == 0 or step == stage.steps:
-                lasting = {"step": step, stage.unit: step * stage.batch, "loss": float(np.mean(recent[-200:])),
+                lasting = {"step": step, stage.unit: step * stage.batch, "loss": float(np.mean(recent)),
                            "seconds": round(seconds + time.monotonic() - started, 1), **shown}
                 lasting |= stage.watch() if stage.watch else {}
                 curve.append(lasting)
@@ -153,17 +152,17 @@ def _groups(stage: Stage) -> list[dict]:
     return [group for optimiser in stage.optimisers for group in optimiser.param_groups]
 
 
-def _save(stage: Stage, path: Path, step: int, seconds: float) -> None:
-    state = {"step": step, "seconds": seconds, "recipe": json.dumps(stage.recipe),
+def _save(stage: Stage, path: Path, step: int, seconds: float, recent: list[float]) -> None:
+    state = {"step": step, "seconds": seconds, "recent": recent, "recipe": json.dumps(stage.recipe),
              "parts": {name: part.state_dict() for name, part in stage.parts.items()},
              "optimisers": [optimiser.state_dict() for optimiser in stage.optimisers]}
     write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
-def _restore(stage: Stage, path: Path) -> tuple[int, float]:
-    """Load a checkpoint into a stage; (step, seconds trained so far), or (0, 0) where there is none."""
+def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
+    """Load a checkpoint into a stage; (step, seconds trained so far, last losses), or (0, 0, []) where there is none."""
     if not path.exists():
-        return 0, 0.0
+        return 0, 0.0, []
     try:
         state = torch.load(path, weights_only=True)
         recipe = json.loads(state["recipe"])
@@ -179,7 +178,7 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float]:
         part.load_state_dict(state["parts"][name])
     for optimiser, saved in zip(stage.optimisers, state["optimisers"]):
         optimiser.load_state_dict(saved)
-    return state["step"], state["seconds"]
+    return state["step"], state["seconds"], state.get("recent", [])
 
 
 def _hash(*what: object) -> int:
