@@ -76,8 +76,8 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
         progress: bool = True) -> bool:
     """Train a stage to the end of its budget, from its checkpoint if there is one; True when it is done.
 
-    `until` (time.monotonic()) stops it early, at a checkpoint. Raises TrainingStopped where the loss is not a number,
-    ValueError where the checkpoint is of another recipe.
+    `until` (time.monotonic()) stops it early, at a checkpoint. Raises TrainingStopped where the loss or its
+    gradient is not a number, ValueError where the checkpoint is of another recipe.
     """
     path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
     step, seconds, recent = _restore(stage, path)
@@ -106,14 +106,15 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
                     group["lr"] = group["base"] * rate
             loss, shown = stage.step(step)
             value = loss.item()
-            if not math.isfinite(value):
-                kept = f"the last good checkpoint is {path.name} in {folder.name}" if path.exists() else "none was written yet"
-                raise TrainingStopped(f"the loss of {stage.name} is {value} at step {step}: {kept}; start again from it "
-                                      "with a lower learning rate")
             for optimiser in stage.optimisers:
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_([p for group in _groups(stage) for p in group["params"]], 1.0)
+            norm = nn.utils.clip_grad_norm_([p for group in _groups(stage) for p in group["params"]], 1.0)
+            if not (math.isfinite(value) and math.isfinite(norm)):   # before they reach the weights or a checkpoint
+                kept = f"the last good checkpoint is {path.name} in {folder.name}" if path.exists() else "no checkpoint yet"
+                raise TrainingStopped(f"at step {step} of {stage.name} the loss is {value} and its gradient's norm {norm:g}: "
+                                      f"{kept}. The same command would stop here again: train in another folder (--run) "
+                                      f"with a lower learning rate (--set {stage.name}.learning_rate=...)")
             for optimiser in stage.optimisers:
                 optimiser.step()
             if stage.after is not None:
