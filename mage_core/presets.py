@@ -163,7 +163,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int) -> MAGEConfig:
         head_width=recipe.head_width, axial_layers=recipe.axial_layers, dropout=recipe.dropout,
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,
-        hidden_token=recipe.hide_all > 0 or recipe.hide_some > 0)
+        hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 
 def describe(chosen: Preset) -> str:

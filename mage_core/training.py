@@ -376,10 +376,8 @@ def corrupted(ids: Tensor, mage: MAGE, recipe: MAGERecipe, draw: np.random.Gener
 
     In training the model sees true frames, in generation its own: what it cannot see, it cannot lean on.
     """
-    if not recipe.hide_all and not recipe.hide_some:
-        return ids
     given = ids.clone()
-    for clip in given:
+    for clip in given if recipe.hide_all or recipe.hide_some else ():
         kind, share = draw.random(2)
         hidden = torch.from_numpy(draw.random(clip[1:].shape) < share / 2)
         if kind < recipe.hide_all:
@@ -400,21 +398,28 @@ def guessed(ids: Tensor, captions_: Tensor, speed: Tensor, mage: MAGE, frames: T
     given[:, 1:] = mage.config.hidden_id
     if not len(ids):
         return given
-    wanted = torch.arange(ids.shape[1] - 1) if frames is None else frames
-    sources = (wanted[1:] - 1).unique()
-    sources = sources if len(sources) and sources[0] == 0 else F.pad(sources, (1, 0))
+    wanted = torch.arange(1, ids.shape[1] - 1) if frames is None else frames[1:]
+    if not len(wanted):
+        return given
+    sources = wanted - 1
+    sources = sources if sources[0] == 0 else F.pad(sources, (1, 0))
     device = next(mage.parameters()).device
     with autocast(device):
         out = mage(given.to(device), captions_.to(device), speed.to(device), target_ids=ids.to(device),
                    frames=sources.to(device))
-    given[:, sources + 1] = out.logits.argmax(-1).to(given.device)
+    given[:, wanted] = out.logits[:, -len(wanted):].argmax(-1).to(given.device)
     return given
 
 
 def balanced(ids: Tensor, frames: Tensor | None, draw: np.random.Generator) -> Tensor:
-    """Which targets count (b s h w): all that differ from the first frame's token, and as many of the others, drawn."""
+    """Which targets count (b s h w): all that differ from the first frame's token, and as many of the others, drawn.
+
+    All of them where none differs: a loss over nothing is not a number.
+    """
     targets = ids[:, 1:] if frames is None else ids[:, frames + 1]
     changed = targets != ids[:, :1]
+    if not changed.any():
+        return ~changed
     share = changed.float().mean() / (~changed).float().mean().clamp_min(1e-6)
     return changed | torch.from_numpy(draw.random(targets.shape) < share.item())
 
