@@ -299,7 +299,7 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
     """
     batch = metrics.evaluation_batch(dataset, split, range(count))
     frames = (batch.truth * 255).round().to(torch.uint8).squeeze(2).numpy()
-    ids = torch.from_numpy(encode_frames(vqvae.eval(), frames).astype(np.int64))
+    ids = torch.from_numpy(encode_frames(vqvae.eval(), frames, next(vqvae.parameters()).device).astype(np.int64))
     down = vqvae.config.down
     moved = (batch.truth[:, 1:] != batch.truth[:, :-1]).any(2).float()
     moved = F.max_pool2d(moved, down).bool()
@@ -343,7 +343,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                   optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay), step, None,
                   watch, recipe.evaluate_every, seed,
-                  _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)})
+                  _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
+                  | ({"start": fingerprint(start)} if start is not None else {}))
     done = fit(stage, folder, until=until, progress=progress)
     return mage.eval(), done
 
