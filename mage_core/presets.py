@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,10 +133,13 @@ def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
             value = text if isinstance(before, str) else ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
             raise ValueError(f"{change!r}: {text!r} is not a value such as {before!r}") from error
-        if before is not None and value is not None and not isinstance(value, type(before)):
-            if not (isinstance(before, float) and type(value) is int):
-                raise ValueError(f"{change!r}: {text!r} must be of the kind of {before!r}")
+        kind = typing.get_type_hints(type(part))[field]
+        kinds = typing.get_args(kind) or (kind,)
+        if float in kinds and type(value) is int:
             value = float(value)
+        if type(value) not in kinds:
+            raise ValueError(f"{change!r}: {text!r} must be {' or '.join(known_kind.__name__ for known_kind in kinds)}, "
+                             f"such as {before!r}")
         part = dataclasses.replace(part, **{field: value})
         chosen = dataclasses.replace(chosen, **{stage: part}) if dot else part
     return chosen
@@ -172,5 +176,6 @@ def describe(chosen: Preset) -> str:
     for stage in ("vqvae", "mage"):
         fields = dataclasses.asdict(getattr(chosen, stage)).items()
         lines.append(f"  {stage}: " + ", ".join(f"{key} {value}" for key, value in fields))
-    lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}")
+    lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}, "
+                 f"clips watched in training {chosen.watch_clips}")
     return "\n".join(lines)
