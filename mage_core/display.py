@@ -278,8 +278,8 @@ def overlay_attention(image: Tensor | np.ndarray, weights: Tensor | np.ndarray,
 def token_map(token_ids: Tensor | np.ndarray, codebook_size: int | None = None) -> Figure:
     """Token ids (t h w) as colours, a frame a panel; tokens that the frame before had too are faded.
 
-    Colours say only "same" or "different"; the commonest token is grey. Raises ValueError for another rank or ids that are not whole
-    numbers.
+    Colours say only "same" or "different"; the commonest token is grey. Raises ValueError for another rank or
+    ids that are not whole numbers.
     """
     ids = np.asarray(torch.as_tensor(token_ids).detach().cpu())
     if ids.ndim != 3 or ids.dtype.kind not in "iu":
@@ -295,8 +295,8 @@ def token_map(token_ids: Tensor | np.ndarray, codebook_size: int | None = None) 
         figure, axes = plt.subplots(1, len(ids), squeeze=False, layout="constrained",
                                     figsize=(1.3 * len(ids), 1.6))
         for frame, (axis, row, mask) in enumerate(zip(axes[0], ids, changed)):
-            axis.imshow(row, cmap=ListedColormap(colours), vmin=0, vmax=size - 1, alpha=np.where(mask, 1.0, 0.18),
-                        interpolation="nearest")
+            axis.imshow(row, cmap=ListedColormap(colours), vmin=0, vmax=size - 1, interpolation="nearest",
+                        alpha=np.where(mask, 1.0, 0.18))
             axis.set_title("frame 1" if frame == 0 else f"{frame + 1}: {mask.sum()} new", fontsize=7)
             axis.set_xticks([])
             axis.set_yticks([])
