@@ -1,0 +1,176 @@
+"""Presets: which one is taken, what a change may change, and `paper` against the released configuration."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mage_core import captions
+from mage_core.clips import load_dataset
+from mage_core.mage import MAGE, MAGEConfig
+from mage_core.moving_mnist import DATASETS
+from mage_core.presets import PRESETS, changed, describe, mage_config, preset, vqvae_config
+from mage_core.vqvae import VQVAE
+from mage_core.weights import released_names
+
+STAGES = ("vqvae", "mage")
+FIELDS = [(stage, field.name) for stage in STAGES for field in dataclasses.fields(getattr(PRESETS["smoke"], stage))]
+every_preset = pytest.mark.parametrize("chosen", PRESETS.values(), ids=PRESETS)
+
+
+# ---------------------------------------------------------------- which preset
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_explicit_preset_wins_whatever_the_environment_says(monkeypatch, name):
+    for said in (*PRESETS, "", "no-such-preset"):
+        monkeypatch.setenv("MAGE_PRESET", said)
+        assert preset(name) is PRESETS[name] and preset(name).name == name
+
+
+@pytest.mark.parametrize("said", [*PRESETS, " smoke "])
+def test_auto_follows_the_environment(monkeypatch, said):
+    monkeypatch.setenv("MAGE_PRESET", said)
+    assert preset() is preset("auto") is PRESETS[said.strip()]
+
+
+@pytest.mark.parametrize("gpu, expected", [(False, "quick"), (True, "paper")])
+@pytest.mark.parametrize("said", [None, "", "auto"])
+def test_auto_follows_the_machine_where_the_environment_says_nothing(monkeypatch, said, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if said is None:
+        monkeypatch.delenv("MAGE_PRESET")
+    else:
+        monkeypatch.setenv("MAGE_PRESET", said)
+    assert preset().name == expected
+
+
+def test_unknown_presets_are_named_with_their_source_and_the_known_ones(monkeypatch):
+    with pytest.raises(ValueError, match="preset is 'large': choose one of smoke, quick, paper, or auto"):
+        preset("large")
+    monkeypatch.setenv("MAGE_PRESET", "large")
+    with pytest.raises(ValueError, match="MAGE_PRESET is 'large': choose one of smoke, quick, paper, or auto"):
+        preset()
+
+
+# ---------------------------------------------------------------- what a preset is
+
+@every_preset
+def test_presets_are_frozen_and_can_be_told_by_their_names(chosen):
+    assert PRESETS[chosen.name] is chosen
+    for part, field in ((chosen, "pairs"), (chosen.vqvae, "images"), (chosen.mage, "samples")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, field, 1)
+
+
+@every_preset
+def test_the_description_shows_every_field(chosen):
+    text = describe(chosen)
+    assert f"preset {chosen.name}" in text
+    for stage in STAGES:
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{stage}:"))
+        for name, value in dataclasses.asdict(getattr(chosen, stage)).items():
+            assert f"{name} {value}" in line
+    shown = text.splitlines()[-1]
+    for words, value in (("pairs", chosen.pairs), ("test clips", chosen.test_clips), ("watched", chosen.watch_clips)):
+        assert words in shown and str(value or "all") in shown
+    assert len(dataclasses.fields(chosen)) == 6, "a field was added: is it described?"
+
+
+@pytest.mark.parametrize("stage, field", FIELDS)
+def test_two_presets_that_differ_are_described_differently(stage, field):
+    chosen = PRESETS["smoke"]
+    part = dataclasses.replace(getattr(chosen, stage), **{field: 987_654})
+    assert describe(dataclasses.replace(chosen, **{stage: part})) != describe(chosen)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@every_preset
+def test_every_preset_can_be_built_for_every_dataset(chosen, name):
+    dataset = load_dataset(name)
+    with torch.device("meta"):
+        vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset))
+        mage = MAGE(mage_config(chosen.mage, dataset, vqvae.config.codebook_size))
+    assert dataset.image_size // vqvae.config.down == mage.config.rows == mage.config.columns == 16
+    assert mage.config.clip_length == 10
+    assert mage.config.vocabulary_size == len(captions.vocabulary(name))
+    assert mage.config.hidden_token == (chosen.mage.hide_all > 0 or chosen.mage.hide_some > 0)
+
+
+def test_own_frames_alone_bring_the_hidden_token_that_they_need():
+    recipe = dataclasses.replace(PRESETS["paper"].mage, own_frames=0.5)
+    assert mage_config(recipe, load_dataset("single-mnist"), 8).hidden_id == 8
+
+
+# ---------------------------------------------------------------- the paper's
+
+def test_paper_is_the_released_architecture():
+    chosen, dataset = PRESETS["paper"], load_dataset("single-mnist")
+    assert mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size) == MAGEConfig(
+        codebook_size=512, rows=16, columns=16, clip_length=10, width=512, head_width=32, vocabulary_size=30,
+        context_length=captions.context_length("single-mnist"), text_layers=2, anchor_layers=1, axial_layers=6,
+        dropout=0.1, stochastic=False, speed_loss=False, shift_attention=False, time_bias=False, speed_frequencies=0,
+        intervals=None, hidden_token=False)
+    vqvae = vqvae_config(chosen.vqvae, dataset)
+    assert (vqvae.shape, vqvae.down, vqvae.width, vqvae.codebook_size) == ("released", 4, 256, 512)
+    assert vqvae.pixel_range == (-0.5, 0.5) and vqvae.commitment == 2.0
+    assert chosen.mage.batch == 32 and chosen.mage.learning_rate == 5e-5
+    assert chosen.pairs is None and chosen.test_clips is None, "all of the paper's pairs, for training and in the table"
+    # nothing of ours in the loss either
+    assert not any((chosen.mage.hide_all, chosen.mage.hide_some, chosen.mage.own_frames, chosen.mage.balanced,
+                    chosen.mage.muon, chosen.mage.code_initialisation)) and chosen.mage.later_frames is None
+
+
+def test_the_papers_model_has_the_released_size_and_only_parts_that_the_released_code_knows():
+    chosen, dataset = PRESETS["paper"], load_dataset("single-mnist")
+    config = mage_config(chosen.mage, dataset, 512)
+    with torch.device("meta"):
+        models = MAGE(config), VQVAE(vqvae_config(chosen.vqvae, dataset))
+        # CATER-GEN-v1's words and context, for which the number of parameters is known
+        cater = MAGE(dataclasses.replace(config, vocabulary_size=30, context_length=32))
+    assert round(sum(parameter.numel() for parameter in cater.parameters()) / 1e6, 1) == 32.1
+    for model in models:
+        assert len(released_names(model)) == len(model.state_dict())
+
+
+# ---------------------------------------------------------------- changes
+
+def test_fields_of_both_stages_and_of_the_preset_change():
+    chosen = PRESETS["quick"]
+    new = changed(chosen, ["mage.samples=100_000", "vqvae.learning_rate=1", "pairs=64", "vqvae.shape=released",
+                           "mage.later_frames=None", "mage.balanced=False", "vqvae.crop=32", "mage.samples=7"])
+    assert (new.mage.samples, new.vqvae.learning_rate, new.pairs, new.vqvae.shape) == (7, 1.0, 64, "released")
+    assert new.mage.later_frames is None and new.mage.balanced is False and new.vqvae.crop == 32
+    assert type(new.vqvae.learning_rate) is float
+    assert chosen == PRESETS["quick"] and changed(chosen, []) == chosen
+    for stage, fields in (("vqvae", ("learning_rate", "shape", "crop")), ("mage", ("samples", "later_frames", "balanced"))):
+        before, after = dataclasses.asdict(getattr(chosen, stage)), dataclasses.asdict(getattr(new, stage))
+        assert {name for name in before if before[name] != after[name]} == set(fields)
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.sampled_from(FIELDS))
+def test_writing_what_a_field_says_already_changes_nothing(name, where):
+    chosen, (stage, field) = PRESETS[name], where
+    value = getattr(getattr(chosen, stage), field)
+    assert changed(chosen, [f"{stage}.{field}={value}"]) == chosen
+
+
+@pytest.mark.parametrize("change", ["mage.sample=3", "mage.samples", "samples=3", "vqvae=3", "mage=None", "name=x",
+                                    "anchor.width=3", "name.upper=3", "mage.samples.real=3", "=3", "", "mage.=3"])
+def test_changes_of_what_there_is_not_show_the_change_and_the_rule(change):
+    with pytest.raises(ValueError, match=r"changes nothing.*stage\.field=value") as error:
+        changed(PRESETS["smoke"], [change])
+    assert repr(change) in str(error.value)
+    if change.startswith(("mage.sample=", "mage.=")):
+        assert "samples" in str(error.value) and "learning_rate" in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["mage.samples=many", "mage.samples=1.5", "mage.samples='3'", "mage.samples=",
+                                    "mage.samples=None", "mage.samples=True", "mage.balanced=1", "vqvae.crop=4.0",
+                                    "mage.later_frames='all'", "mage.learning_rate=(1,)", "mage.learning_rate=None",
+                                    "pairs='all'", "watch_clips=None", "vqvae.width=__import__('os')"])
+def test_changes_of_another_kind_show_the_change_and_the_kind(change):
+    with pytest.raises(ValueError) as error:
+        changed(PRESETS["smoke"], [change])
+    assert repr(change) in str(error.value) and repr(change.partition("=")[2]) in str(error.value)
