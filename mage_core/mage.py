@@ -204,8 +204,8 @@ class MAGE(nn.Module):
         Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
         stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the mean
-        code (b T h w e) under each token's predicted distribution: the picture of least squared error where the model
-        is not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
+        code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the model is
+        not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
         """
         training = self.training
         try:
@@ -230,7 +230,7 @@ class MAGE(nn.Module):
             logits = self.generator.logits(features[:, -1:])
             next_ids = logits.argmax(-1)
             if codes is not None:
-                means.append(logits.float().softmax(-1) @ codes.float())
+                means.append(likely_mean(logits.float(), codes.float()))
             token_ids = torch.cat([token_ids, next_ids], 1)
             if recompute:
                 new = self.visual_tokens(token_ids)
@@ -319,3 +319,13 @@ class MAGE(nn.Module):
             raise ValueError("this model is deterministic and takes no noise: leave it out, or load a stochastic model")
         if noise is not None and noise.shape != (b, *self.noise_shape):
             raise ValueError(f"noise has the shape {tuple(noise.shape)}: this model takes {(b, *self.noise_shape)}")
+
+
+def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.1) -> Tensor:
+    """Logits (... k), codes (k e) -> the mean code (... e) over the ids at least `least` times as likely as the likeliest.
+
+    The whole distribution's mean would have the least squared error, but its long tail leaves a haze on what is empty.
+    """
+    p = logits.softmax(-1)
+    p = p.masked_fill(p < least * p.amax(-1, keepdim=True), 0.0)
+    return p @ codes / p.sum(-1, keepdim=True)

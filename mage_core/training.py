@@ -478,8 +478,9 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
         return None
     about = {"dataset": dataset.name, "digit_set": dataset.digit_set, "preset": chosen.name, "seed": seed,
              "recipe": dataclasses.asdict(chosen), "machine": describe_machine(),
-             "seconds": {stage: curve[-1]["seconds"] for stage in ("vqvae", "mage")
-                         if (curve := read_curve(folder / f"{stage}.jsonl"))}}
+             "curves": (curves := {stage: curve for stage in ("vqvae", "mage")
+                                   if (curve := read_curve(folder / f"{stage}.jsonl"))}),
+             "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
     return weights.save(folder / "weights.safetensors", vqvae, mage, about)
 
 
