@@ -57,7 +57,7 @@ class MAGERecipe:
     later_frames: int | None = None   # of the input frames after the first, this many a step, drawn anew; None: all
     hide_all: float = 0.0        # share of the clips whose input frames after the first are hidden entirely
     hide_some: float = 0.0       # share of the clips in which a random part of those tokens is hidden
-    own_frames: float = 0.0      # share of the clips whose later input frames are the model's own guesses
+    own_frames: float = 0.0      # share of the clips whose later input frames are the model's own guesses, rising from 0
     balanced: bool = False       # half of the loss on tokens that differ from the first frame's
     shifts: bool = False         # the options of MAGEConfig that help to find the motion
     code_initialisation: bool = False  # embeddings and logits start from the codes' vectors
@@ -89,8 +89,8 @@ PRESETS = {
         "quick",
         VQVAERecipe("patch", 128, 2048, images=240_000, batch=16, learning_rate=3e-3, commitment=10.0,
                     reconstruction=100.0, crop=44),
-        MAGERecipe(128, samples=15_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
-                   hide_all=0.4, hide_some=0.3, own_frames=0.3, balanced=True, shifts=True, code_initialisation=True,
+        MAGERecipe(128, samples=11_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
+                   hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=2_500),
         test_clips=500),
     "paper": Preset(

@@ -364,8 +364,8 @@ def training_batch(tokens: TokenClips, mage: MAGE, recipe: MAGERecipe, seed: int
     if later is not None and later < inputs - 1:
         frames = torch.from_numpy(np.append(0, 1 + np.sort(draw.choice(inputs - 1, later, replace=False))))
     given = corrupted(ids, mage, recipe, draw)
-    if recipe.own_frames:
-        own = torch.from_numpy(draw.random(size) < recipe.own_frames)
+    if recipe.own_frames:   # more of them as there is more to learn from them
+        own = torch.from_numpy(draw.random(size) < recipe.own_frames * step * size / recipe.samples)
         given[own] = guessed(ids[own], captions_[own], speed[own], mage, frames)
     predict = balanced(ids, frames, draw) if recipe.balanced else None
     return {"token_ids": given, "text_ids": captions_, "speed": speed, "target_ids": ids, "frames": frames,
