@@ -243,6 +243,7 @@ def sanitize(repository):
     ('<img src="data:image/gif;base64,R0lGOD+/a==" width="64">', '<img src="data:image/gif;base64,AAAA" width="64">'),
     ("R0lGOD" * 60 + "==\n", "AAAA" * 99),
     ("<object at 0x7f00aa>", "<object at 0x1>"),
+    ("<Figure size 640x480 with 1 Axes at 0xa>", "<Figure size 640x480 with 1 Axes at 0xb>"),
     ("\x1b[31mred\x1b[0m\x1b[1m text", "red text"),
     ("| model | 9.1 |\n|-----|-----|", "| model | 10.12 |\n|-------|-------|"),
 ])
@@ -255,6 +256,7 @@ def test_outputs_of_two_machines_compare_equal(sanitize, here, there):
     ("tokens (16, 16), 512 codes", "tokens (8, 8), 512 codes"),
     ("the digit 7 is moving up then down .", "the digit 7 is moving down then up ."),
     ("PSNR 9.87 dB", "SSIM 9.87"),
+    ("<Figure size 640x480>", "<Figure size 640x960>"),
     ("</td><td>3</td>", "</td><td>4</td>"),
 ])
 def test_facts_do_not_compare_equal(sanitize, one, other):
