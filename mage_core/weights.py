@@ -136,14 +136,14 @@ def names() -> list[str]:
 def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, half: bool = True) -> Trained:
     """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
 
-    With `half` the weights are kept in fp16 but for the codebook, on which the tokens hang. The card holds `about`,
+    With `half` the weights are kept in fp16 but for the VQ-VAE's encoder and codebook, on which every token hangs. The card holds `about`,
     both configurations and the file's SHA-256.
     """
     path = Path(path)
     tensors = {}
     for stage, model in (("vqvae", vqvae), ("mage", mage)):
         for name, tensor in model.state_dict().items():
-            keep = not half or not tensor.is_floating_point() or name == "codebook"
+            keep = not half or not tensor.is_floating_point() or name.startswith(("encoder.", "codebook"))
             tensors[f"{stage}.{name}"] = tensor.detach().cpu().contiguous().to(tensor.dtype if keep else torch.float16)
     configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
     write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={
@@ -194,7 +194,10 @@ def _write_card(path: Path, card: dict) -> None:
 def _read_card(path: Path) -> dict:
     """The card beside a file of weights; empty where there is none."""
     try:
-        return json.loads(path.with_suffix(".json").read_text())
+        card = json.loads(path.with_suffix(".json").read_text())
+        if not isinstance(card, dict):
+            raise ValueError(f"it holds a {type(card).__name__}")
+        return card
     except FileNotFoundError:
         return {}
     except ValueError as error:
