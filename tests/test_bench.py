@@ -1,0 +1,61 @@
+"""The benchmark's bookkeeping on made-up clocks: no wall time is ever asserted."""
+
+import itertools
+
+import pytest
+import torch
+
+from mage_core import bench
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when it is told to."""
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(bench, "time", clock)
+    return clock
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count(clock):
+    done, slow, fast = [], itertools.count(10), itertools.count(1)
+
+    def way(name, seconds):
+        def work():
+            done.append(name)
+            clock.now += next(seconds)
+        return work
+
+    seconds = bench.in_turn({"slow": way("slow", slow), "fast": way("fast", fast)}, rounds=3)
+    assert done == ["slow", "fast"] * 4
+    assert seconds == {"slow": [11, 12, 13], "fast": [2, 3, 4]}
+
+
+def test_the_ratio_is_the_median_of_pairs_whatever_the_machine_does(capsys):
+    # the machine slows down fourfold in the middle: each pair still says five times
+    seconds = {"plain": [5.0, 20.0, 21.0, 5.0, 5.0], "shipped": [1.0, 4.0, 4.2, 1.0, 0.5]}
+    assert bench.report("title", seconds, per=2) == pytest.approx(5.0)
+    text = capsys.readouterr().out
+    assert "title" in text and "ratio 5.0   (5.0 to 10.0)" in text
+    plain, shipped = (next(line for line in text.splitlines() if name in line) for name in seconds)
+    assert "2.500 s   (2.500 to 10.500)" in plain and "0.500 s   (0.250 to 2.100)" in shipped, "seconds a sample"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_both_training_steps_train(fast):
+    mage, clips = bench.paper_model(width=32), bench.random_clips(1)
+    before = [parameter.clone() for parameter in mage.parameters()]
+    bench.training_step(mage, clips, fast=fast)()
+    assert any(not torch.equal(old, new) for old, new in zip(before, mage.parameters()))
+    assert all(parameter.isfinite().all() for parameter in mage.parameters())
+
+
+def test_the_benchmark_runs_and_says_whether_both_generations_agree(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "in_turn", lambda ways, rounds: {name: [1.0 / (1 + i)] for i, name in enumerate(ways)})
+    assert bench.benchmark_generation(32, 1, torch.device("cpu")) == pytest.approx(2.0)
+    assert "same token ids in fp32, recomputed and computed once: True" in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""Our own weights by name and file: what is saved comes back, damage and foreign files are told apart and named."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mage_core import weights
+from mage_core.clips import load_dataset
+from mage_core.mage import MAGE
+from mage_core.presets import PRESETS, mage_config, vqvae_config
+from mage_core.vqvae import VQVAE
+from mage_core.weights import CheckpointError
+
+ABOUT = {"dataset": "single-mnist", "digit_set": "mnist-5k", "preset": "smoke", "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Frames in which a digit moves, (n 1 64 64)."""
+    dataset = load_dataset("single-mnist")
+    specs = [dataset.spec("test", index) for index in range(60)]
+    frames = dataset.clips(specs, torch.arange(0, 20, 4).expand(60, -1).numpy())
+    return torch.from_numpy(frames).flatten(0, 1)[:, None].float() / 255
+
+
+@pytest.fixture(scope="module", params=["patch", "released"])
+def models(request, images):
+    torch.manual_seed(0)
+    dataset, chosen = load_dataset("single-mnist"), PRESETS["smoke"]
+    vqvae = VQVAE(vqvae_config(dataclasses.replace(chosen.vqvae, shape=request.param), dataset)).eval()
+    with torch.no_grad():
+        for parameter in vqvae.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for name, buffer in vqvae.named_buffers():   # of the released shape's normalisations
+            if buffer.is_floating_point():
+                buffer.add_(0.1 * torch.rand_like(buffer))
+    vqvae.initialise(images)
+    return vqvae, MAGE(mage_config(chosen.mage, dataset, vqvae.config.codebook_size)).eval()
+
+
+def as_given(tensor):
+    return tensor
+
+
+def through_half(tensor):
+    return tensor.half().float() if tensor.is_floating_point() else tensor
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_models_come_back_as_they_were_saved(models, tmp_path, half):
+    path = tmp_path / "folder" / "some.safetensors"
+    trained = weights.save(path, *models, ABOUT, half=half)
+    again = weights.load(path)
+    for found in (trained, again):
+        for ours, theirs in zip(models, (found.vqvae, found.mage)):
+            assert theirs.config == ours.config and type(theirs.config) is type(ours.config) and not theirs.training
+            assert theirs.state_dict().keys() == ours.state_dict().keys()
+            for name, tensor in ours.state_dict().items():
+                stored = theirs.state_dict()[name]
+                whole = not half or (theirs is found.vqvae and name.startswith(("encoder.", "codebook")))
+                assert stored.dtype == tensor.dtype
+                assert torch.equal(stored, (as_given if whole else through_half)(tensor)), name
+        assert found.card.items() >= ABOUT.items() and found.path == path
+        assert found.dataset == load_dataset("single-mnist", "mnist-5k")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["some.json", "some.safetensors"]
+
+
+def test_half_the_size_keeps_every_token(models, images, tmp_path):
+    trained = weights.save(tmp_path / "half.safetensors", *models, ABOUT)
+    weights.save(tmp_path / "whole.safetensors", *models, ABOUT, half=False)
+    assert torch.equal(trained.vqvae.encode(images), models[0].encode(images))
+    half, whole = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole"))
+    assert half < 0.8 * whole
+
+
+def test_the_card_holds_what_was_told_the_configurations_and_the_checksum(models, tmp_path):
+    trained = weights.save(tmp_path / "some.safetensors", *models, ABOUT)
+    card = json.loads((tmp_path / "some.json").read_text())
+    assert card == json.loads(json.dumps(trained.card)) and len(card["sha256"]) == 64
+    assert card["configs"]["mage"]["width"] == models[1].config.width
+    row = type("Row", (), {"as_dict": lambda self: {"name": "MAGE", "ssim": 0.5}})()
+    trained.add_results([row, row])
+    assert weights.load(tmp_path / "some.safetensors").card["results"] == [row.as_dict()] * 2
+    # without the card the file still says what it is
+    (tmp_path / "some.json").unlink()
+    assert weights.load(tmp_path / "some.safetensors").card == {"dataset": "single-mnist", "digit_set": "mnist-5k"}
+
+
+def test_saving_over_weights_never_leaves_half_a_file(models, tmp_path, monkeypatch):
+    path = tmp_path / "some.safetensors"
+    weights.save(path, *models, ABOUT)
+    before = path.read_bytes()
+
+    def torn(tensors, temporary, metadata):
+        temporary.write_bytes(before[:1000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "save_file", torn)
+    with pytest.raises(KeyboardInterrupt):
+        weights.save(path, *models, ABOUT)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    weights.load(path)
+
+
+@pytest.mark.parametrize("place", [0, 3, 60, 5000, -1])
+def test_a_flipped_bit_is_found_wherever_it_is(models, tmp_path, place):
+    path = tmp_path / "some.safetensors"
+    weights.save(path, *models, ABOUT)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"some\.safetensors (is damaged|cannot be read|is not a file of this).*again"):
+        weights.load(path)
+
+
+def test_a_truncated_file_and_a_broken_card_are_named(models, tmp_path):
+    path = tmp_path / "some.safetensors"
+    weights.save(path, *models, ABOUT)
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(CheckpointError, match=r"some\.safetensors cannot be read"):
+        weights.load(path)
+    path.write_bytes(content)
+    for card in ("{", "[]", '"a card"'):
+        (tmp_path / "some.json").write_text(card)
+        with pytest.raises(CheckpointError, match=r"some\.json is not a card"):
+            weights.load(path)
+
+
+def test_names_are_those_of_the_folder_and_a_missing_one_lists_them(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "data_folder", lambda: tmp_path)
+    with pytest.raises(CheckpointError, match=r"no weights are named 'mine': there are none yet; or give the path"):
+        weights.load("mine")
+    for name in ("single-mnist", "another"):
+        weights.save(tmp_path / "weights" / f"{name}.safetensors", *models, ABOUT)
+    assert weights.names() == ["another", "single-mnist"]
+    assert weights.load("another").card["seed"] == 3
+    for wrong in ("mine", "single", "some/where.pt"):
+        with pytest.raises(CheckpointError, match=f"{wrong!r}: there are another, single-mnist"):
+            weights.load(wrong)
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors is not a file"):
+        weights.load(tmp_path / "gone.safetensors")
+
+
+def test_foreign_files_get_the_remedy(models, tmp_path):
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(weights.to_released(VQVAE(vqvae_config(PRESETS["paper"].vqvae, load_dataset("single-mnist"))),
+                                  MAGE(dataclasses.replace(models[1].config, shift_attention=False, time_bias=False,
+                                                           speed_frequencies=0, intervals=None))), foreign)
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a file of this project.*load_released"):
+        weights.load(foreign)
+    # ours, but of a model that lacks a part
+    trained = weights.save(tmp_path / "some.safetensors", *models, ABOUT)
+    configs = trained.card["configs"]
+    tensors = {f"{stage}.{name}": tensor for stage in ("vqvae", "mage")
+               for name, tensor in getattr(trained, stage).state_dict().items()}
+    tensors.pop("mage.motion_anchor.speed")
+    save_file(tensors, foreign, metadata={"configs": json.dumps(configs), "dataset": '"single-mnist"',
+                                          "digit_set": '"mnist-5k"'})
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a file of this project"):
+        weights.load(foreign)
