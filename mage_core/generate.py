@@ -40,8 +40,8 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     dataset = trained.dataset
     sentence = captions.format_caption(captions.parse(caption, dataset.name), dataset.name)
     first = read_image(image, dataset.image_size, dataset.channels)
-    videos = generate_videos(trained.vqvae, trained.mage, dataset.name, first[None].expand(samples, -1, -1, -1), [sentence] * samples, [speed] * samples,
-                             [seed + i for i in range(samples)], device=device)
+    videos = generate_videos(trained.vqvae, trained.mage, dataset.name, first[None].expand(samples, -1, -1, -1),
+                             [sentence] * samples, [speed] * samples, [seed + i for i in range(samples)], device=device)
     if save is not None:
         display.save_video(videos[0], save, scale=max(1, 256 // dataset.image_size))
     return videos[0] if samples == 1 else videos
@@ -89,7 +89,11 @@ def read_image(image, size: int, channels: int) -> Tensor:
             raise ValueError(f"image {str(image)!r} cannot be read as a picture: give a PNG or JPEG") from error
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    array = image.detach().cpu() if isinstance(image, Tensor) else torch.as_tensor(np.ascontiguousarray(image))
+    try:
+        array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"image {str(image)[:40]!r} is a {type(image).__name__} that cannot be read as numbers ({error}): "
+                         "give a path, a PIL image, uint8 (H W c) or float (c H W) in [0, 1]") from error
     if array.dtype == torch.uint8:
         array = array[..., None] if array.ndim == 2 else array
         array = array.permute(2, 0, 1).float() / 255 if array.ndim == 3 else array
