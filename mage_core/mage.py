@@ -328,4 +328,5 @@ def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.1) -> Tensor:
     """
     p = logits.softmax(-1)
     p = p.masked_fill(p < least * p.amax(-1, keepdim=True), 0.0)
-    return p @ codes / p.sum(-1, keepdim=True)
+    with torch.autocast(p.device.type, enabled=False):   # where the model is sure, the code itself
+        return p @ codes / p.sum(-1, keepdim=True)
