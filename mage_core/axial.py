@@ -6,6 +6,7 @@ changes: during generation only its keys and values on the time axis are kept, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,11 +37,11 @@ def attention_kernel(name: str) -> Iterator[None]:
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(e) + bias) v for q (... m e), k and v (... n e), bias broadcast to (... m n).
 
-    On a CPU as three plain operations: at the 10 to 16 keys of an axis the fused kernel's backward is ten times slower.
+    Trained on a CPU as three plain operations: at an axis' 10 to 16 keys the fused backward is ten times slower.
     """
-    kernel = _forced_kernel or ("fused" if q.is_cuda else "plain")
+    kernel = _forced_kernel or ("fused" if q.is_cuda or not torch.is_grad_enabled() else "plain")
     if bias is not None:
-        bias = bias.to(q.dtype)
+        bias = bias.to(q.dtype).contiguous()
     if kernel == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return attention_weights(q, k, bias) @ v
@@ -64,6 +65,23 @@ def quick_gelu(x: Tensor) -> Tensor:
     return F.silu(QUICK * x) / QUICK
 
 
+class Dropout(nn.Module):
+    """Dropout; on a CPU from eight random bits an element (p is rounded to 256ths), which halves its time."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p, self.cut = p, round(256 * p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu":
+            return F.dropout(x, self.p, self.training)
+        if not self.cut:
+            return x
+        bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2 ** 63, None).view(torch.uint8)
+        keep = (bits[:x.numel()] >= self.cut).view(x.shape)
+        return x * keep.to(x.dtype).mul_(256 / (256 - self.cut))
+
+
 class QuickMLP(nn.Module):
     """d -> 4 d -> QuickGELU -> d."""
 
@@ -73,7 +91,11 @@ class QuickMLP(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(quick_gelu(self.up(x)))
+        if not torch.is_grad_enabled():
+            return self.down(quick_gelu(self.up(x)))
+        # the same with QuickGELU's two factors in the weights: while training they are few beside the activations
+        x = F.silu(F.linear(x, QUICK * self.up.weight, QUICK * self.up.bias))
+        return F.linear(x, self.down.weight / QUICK, self.down.bias)
 
 
 # ---------------------------------------------------------------- the axial layer
@@ -91,31 +113,61 @@ MERGE = {
 }
 
 
-class RelativeBias(nn.Module):
-    """A learned bias for each head by relative offset, clipped to +-`reach`: scores (heads m n) for m = n positions.
+class Offsets(nn.Module):
+    """Attention that looks k places away: scores by relative offset, learned, for `length` positions of an axis.
 
-    Starts as peaks, head by head "look k tokens away" with k spread evenly over -(reach - 1) ... reach - 1, so that
-    moving content can be copied from the first step on (the last offsets stand for everything beyond, too).
+    A key vector for every offset (Shaw et al. 2018), so that a query can ask for a distance, and a bias for every
+    offset. The keys start as sines and cosines of the offset, head by head the biases as a soft peak, the peaks
+    spread over +-4: moving content can be found sideways from the first step on.
     """
 
-    PEAK = 4.0
+    PEAK, SPREAD = 0.5, 4.0
 
-    def __init__(self, heads: int, reach: int):
+    def __init__(self, heads: int, head_width: int, length: int):
         super().__init__()
-        self.reach = reach
-        self.table = nn.Parameter(torch.zeros(heads, 2 * reach + 1))
-        offsets = torch.linspace(1 - reach, reach - 1, heads).round().long()
-        with torch.no_grad():
-            self.table[torch.arange(heads), offsets + reach] = self.PEAK
+        offsets = torch.arange(1 - length, length)
+        self.keys = nn.Parameter(0.7 * sinusoids(offsets, head_width).repeat(heads, 1, 1))
+        peaks = torch.linspace(-self.SPREAD, self.SPREAD, heads).round() if heads > 1 else torch.zeros(1)
+        self.bias = nn.Parameter(-self.PEAK * (offsets[None] - peaks[:, None]).abs())
 
-    def forward(self, length: int) -> Tensor:
-        position = torch.arange(length, device=self.table.device)
-        offset = (position[None, :] - position[:, None]).clamp(-self.reach, self.reach)
-        return self.table[:, offset + self.reach]
+    def forward(self, q: Tensor) -> Tensor:
+        """Queries (n heads m e) -> what to add to their scores (n heads m m)."""
+        by_offset = q @ (self.keys * q.shape[-1] ** -0.5).to(q.dtype).transpose(-1, -2)
+        by_offset = by_offset + self.bias[:, None].to(q.dtype)   # (n heads m 2m-1): row i holds offsets -(m-1) ... m-1
+        *outer, m, _ = by_offset.shape
+        *strides, row, column = by_offset.stride()
+        # key j lies at offset j - i, column j - i + m - 1: stepping back one column a row reads that as a view
+        start = by_offset.storage_offset() + m - 1
+        return by_offset.as_strided((*outer, m, m), (*strides, row - column, column), start)
+
+
+class TimeBias(nn.Module):
+    """A learned bias for every head and pair of time steps: (heads clip_length clip_length).
+
+    Starts as peaks, in turn on the anchor, the first frame, the step itself and the one before it.
+    """
+
+    PEAK = 3.0
+
+    def __init__(self, heads: int, clip_length: int):
+        super().__init__()
+        table, now = torch.zeros(heads, clip_length, clip_length), torch.arange(clip_length)
+        for head in range(heads):
+            then = (torch.zeros_like(now), now.clamp(max=1), now, (now - 1).clamp(min=0))[head % 4]
+            table[head, now, then] = self.PEAK
+        self.table = nn.Parameter(table)
+
+
+def sinusoids(positions: Tensor, width: int, shortest: float = 2 * math.pi, longest: float = 200 * math.pi) -> Tensor:
+    """Sines and cosines of positions (...) at periods from `shortest` to `longest`, geometrically: (... width)."""
+    waves = width // 2
+    periods = shortest * (longest / shortest) ** (torch.arange(waves, device=positions.device) / max(1, waves - 1))
+    angles = positions[..., None] * (2 * math.pi / periods)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], -1), (0, width % 2))
 
 
 class FrameCache:
-    """Keys and values on the time axis of the `length` frames so far, for each time layer; allocated once, all frames."""
+    """Keys and values on the time axis of the `length` frames so far, for each time layer; allocated once for all."""
 
     def __init__(self, frames: int) -> None:
         self.frames, self.length = frames, 0
@@ -135,7 +187,8 @@ class FrameCache:
 class AxialLayer(nn.Module):
     """x + attention(norm(x)) along one axis, then x + mlp(norm(x)); x is (b t h w d) throughout."""
 
-    def __init__(self, axis: str, width: int, head_width: int, dropout: float, relative_offsets: int):
+    def __init__(self, axis: str, width: int, head_width: int, dropout: float, offsets: nn.Module | None = None,
+                 time_bias: nn.Module | None = None):
         super().__init__()
         self.axis, self.heads = axis, width // head_width
         self.norm_1 = nn.LayerNorm(width)
@@ -143,65 +196,105 @@ class AxialLayer(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm_2 = nn.LayerNorm(width)
         self.mlp = QuickMLP(width)
-        self.dropout = nn.Dropout(dropout)
-        self.offsets = RelativeBias(self.heads, relative_offsets) if relative_offsets and axis != "time" else None
+        self.dropout = Dropout(dropout)
+        self.offsets, self.time_bias = offsets, time_bias   # options, None in the released model
 
-    def attend(self, x: Tensor, bias: Tensor | None, cache: FrameCache | None) -> Tensor:
+    def attend(self, x: Tensor, steps: Tensor, cache: FrameCache | None) -> Tensor:
         b, t, h, w, _ = x.shape
         q, k, v = rearrange(self.qkv(x), SPLIT[self.axis], three=3, heads=self.heads)
         if cache is not None and self.axis == "time":
             k, v = cache.extend(self, k, v)
+        if self.axis == "time":
+            # the newest frame alone may look at all
+            bias = self.causal(steps, k.shape[2]) if t > 1 or self.time_bias is not None else None
+        else:
+            bias = self.offsets(q) if self.offsets is not None else None
         return self.out(rearrange(attention(q, k, v, bias), MERGE[self.axis], b=b, t=t, h=h, w=w))
 
-    def forward(self, x: Tensor, causal: Tensor, cache: FrameCache | None = None) -> Tensor:
-        if self.axis == "time":
-            bias = causal
+    def causal(self, steps: Tensor, seen: int) -> Tensor:
+        """0, or the time bias, where a step may look at another and -inf in its future: (t, seen) or (heads t seen)."""
+        then = steps if seen == len(steps) else torch.arange(seen, device=steps.device)
+        if self.time_bias is None:
+            bias = torch.zeros((), device=steps.device)
         else:
-            bias = self.offsets(x.shape[2 if self.axis == "height" else 3]) if self.offsets else None
-        x = x + self.dropout(self.attend(self.norm_1(x), bias, cache))
+            bias = self.time_bias.table[:, steps][..., then]
+        return bias.masked_fill(then > steps[:, None], float("-inf"))
+
+    def forward(self, x: Tensor, steps: Tensor, cache: FrameCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attend(self.norm_1(x), steps, cache))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
 # ---------------------------------------------------------------- the transformer
 
 class AxialTransformer(nn.Module):
-    """[anchor, z_1 ... z_i] -> logits of the next frame's tokens at every z (eq. 6)."""
+    """[anchor, z_1 ... z_i] -> logits of the next frame's tokens at every z (eq. 6).
 
-    def __init__(self, *, width: int, head_width: int, layers: int, clip_length: int, codebook_size: int,
-                 dropout: float, relative_offsets: int = 0):
+    Options, all off in the released model: `shift_attention` (`Offsets`), `time_bias` (`TimeBias`), and `intervals`,
+    the dataset's frames from one sampled frame to the next at speeds 0 and 1: then time positions say, too, how much
+    time of the video has passed at each step.
+    """
+
+    WAVES = 64
+
+    def __init__(self, *, width: int, head_width: int, layers: int, clip_length: int, rows: int, columns: int,
+                 codebook_size: int, dropout: float, shift_attention: bool = False, time_bias: bool = False,
+                 intervals: tuple[float, float] | None = None):
         super().__init__()
-        self.clip_length = clip_length
+        self.clip_length, self.intervals = clip_length, intervals
         self.anchor_in = nn.Linear(width, width)
         self.frames_in = nn.Linear(width, width)
-        self.time_positions = nn.Parameter(torch.randn(clip_length, 1, 1, width) * 0.02)
-        self.layers = nn.ModuleList(
-            AxialLayer(AXES[i % 3], width, head_width, dropout, relative_offsets) for i in range(layers))
+        self.time_positions = nn.Parameter(torch.randn(clip_length, 1, 1, width) * width ** -0.5)
+        self.source_time = nn.Linear(self.WAVES, width) if intervals else None
+        heads, lengths = width // head_width, {"height": rows, "width": columns}
+        self.layers = nn.ModuleList()
+        for axis in (AXES[i % 3] for i in range(layers)):
+            offsets = Offsets(heads, head_width, lengths[axis]) if shift_attention and axis != "time" else None
+            bias = TimeBias(heads, clip_length) if time_bias and axis == "time" else None
+            self.layers.append(AxialLayer(axis, width, head_width, dropout, offsets, bias))
         self.logits = nn.Linear(width, codebook_size)
+        self._initialise(width)
 
-    def forward(self, anchor: Tensor | None, frames: Tensor, cache: FrameCache | None = None) -> Tensor:
-        """anchor (b h w d), embedded frames (b t h w d) -> logits (b t h w k), of the frame after each.
+    def _initialise(self, width: int) -> None:
+        """Normal weights; what is added to the residual stream shrinks with the number of layers (as in CLIP)."""
+        added = width ** -0.5 * (2 * len(self.layers)) ** -0.5
+        for layer in self.layers:
+            for linear, std in ((layer.qkv, width ** -0.5), (layer.out, added),
+                                (layer.mlp.up, (2 * width) ** -0.5), (layer.mlp.down, added)):
+                nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
 
-        With a `cache` only the frames not seen yet are given, and the anchor at the first call alone.
-        ValueError where anchor and frames together are more than `clip_length`.
+    def forward(self, anchor: Tensor | None, frames: Tensor, cache: FrameCache | None = None, *,
+                speed: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
+        """anchor (b h w d), embedded frames (b t h w d) -> features (b t h w d); their `logits` name the frame after.
+
+        With a `cache` only the frames not seen yet are given, and the anchor at the first call alone. `speed` (b,) is
+        needed with `intervals`. `steps` (1 + t,) are the places in the clip where frames were left out: 0 for the
+        anchor, i for frame i. ValueError where anchor and frames together are more than `clip_length`.
         """
         x = self.frames_in(frames)
         if anchor is not None:
-            x = torch.cat([self.anchor_in(anchor)[:, None], x], 1)
+            x = torch.cat([self.anchor_in(anchor)[:, None].to(x.dtype), x], 1)
         start = cache.length if cache is not None else 0
         end = start + x.shape[1]
         if end > self.clip_length:
             raise ValueError(f"{end - 1} frames and the motion anchor are {end} time steps: the model's clip length "
                              f"of {self.clip_length} leaves room for {self.clip_length - 1} frames")
-        x = x + self.time_positions[start:end]
-        causal = causal_bias(start, end, x.device)
+        steps = torch.arange(start, end, device=x.device) if steps is None else steps
+        # where autocast made x bf16, it stays so: half the memory traffic
+        x = x + self.positions(steps, speed).to(x.dtype)
         for layer in self.layers:
-            x = layer(x, causal, cache)
+            x = layer(x, steps, cache)
         if cache is not None:
             cache.length = end
-        return self.logits(x[:, x.shape[1] - frames.shape[1]:])
+        return x[:, x.shape[1] - frames.shape[1]:]
 
-
-def causal_bias(start: int, end: int, device: torch.device) -> Tensor:
-    """0 where a frame of start ... end - 1 may look at one of 0 ... end - 1, -inf in its future: (end - start, end)."""
-    now, then = torch.arange(start, end, device=device), torch.arange(end, device=device)
-    return torch.zeros(end - start, end, device=device).masked_fill_(then > now[:, None], float("-inf"))
+    def positions(self, steps: Tensor, speed: Tensor | None) -> Tensor:
+        """Time positions of the steps (t,): (t 1 1 d), or (b t 1 1 d) where they hang on the speed (b,)."""
+        positions = self.time_positions[steps]
+        if self.source_time is None:
+            return positions
+        low, high = self.intervals
+        passed = steps * (low + speed[:, None].float() * (high - low)) / low
+        waves = sinusoids(passed, self.WAVES, 1.5, 60.0)
+        return positions + self.source_time(waves.to(self.source_time.weight.dtype))[:, :, None, None]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mage_core.axial import AxialTransformer, FrameCache
+from mage_core.axial import AxialTransformer, FrameCache, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
 
 
@@ -21,9 +22,13 @@ from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_fro
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    `stochastic` adds eq. 4's posterior and eq. 5's AdaIN. Not in the released model, off by default:
-    `relative_offsets` > 0 gives every head a learned bias by relative offset, clipped there, on the rows' and columns'
-    attention; `speed_loss` adds eq. 7's alpha term to the deterministic loss too. Raises ValueError, showing the number.
+    The last five options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
+    frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, and `hidden_token` adds
+    a token for what is not known, so that training can hide frames.
+
+    `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
+    loss too. Raises ValueError, showing the number.
     """
 
     codebook_size: int
@@ -43,8 +48,12 @@ class MAGEConfig:
     alpha: float = 0.001
     beta: float = 0.00025
     pad_id: int = 0
-    relative_offsets: int = 0
     speed_loss: bool = False
+    shift_attention: bool = False
+    time_bias: bool = False
+    speed_frequencies: int = 0
+    intervals: tuple[float, float] | None = None
+    hidden_token: bool = False
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -66,9 +75,18 @@ class MAGEConfig:
             raise ValueError(f"MAGEConfig.dropout is {self.dropout}: it must be in [0, 1)")
         if not 0 <= self.pad_id < self.vocabulary_size:
             raise ValueError(f"MAGEConfig.pad_id is {self.pad_id}: the vocabulary has {self.vocabulary_size} words")
-        if self.text_layers < 0 or self.relative_offsets < 0:
-            raise ValueError(f"MAGEConfig.text_layers is {self.text_layers} and relative_offsets "
-                             f"{self.relative_offsets}: neither may be negative")
+        if self.text_layers < 0 or self.speed_frequencies < 0:
+            raise ValueError(f"MAGEConfig.text_layers is {self.text_layers} and speed_frequencies "
+                             f"{self.speed_frequencies}: neither may be negative")
+        if self.intervals is not None and not 0 < self.intervals[0] <= self.intervals[1]:
+            raise ValueError(f"MAGEConfig.intervals is {self.intervals}: it must rise from above 0")
+
+    @property
+    def hidden_id(self) -> int:
+        """The id that stands for a token that is not known; ValueError for a model without one."""
+        if not self.hidden_token:
+            raise ValueError("this model has no hidden token: make it with MAGEConfig(hidden_token=True)")
+        return self.codebook_size
 
 
 @dataclass
@@ -88,14 +106,14 @@ class MAGEOutput:
 
 
 class VisualTokens(nn.Module):
-    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame, row and column positions."""
+    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame, rows' and columns' places."""
 
     def __init__(self, codebook_size: int, rows: int, columns: int, width: int):
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(codebook_size, width) * 0.02)
         self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * 0.02)
-        self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * 0.02)
+        self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * width ** -0.5)
+        self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * width ** -0.5)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The bare embedding, which the posterior reads."""
@@ -114,39 +132,53 @@ class MAGE(nn.Module):
         super().__init__()
         self.config = config
         shared = {"width": config.width, "head_width": config.head_width, "dropout": config.dropout}
-        self.visual_tokens = VisualTokens(config.codebook_size, config.rows, config.columns, config.width)
+        self.visual_tokens = VisualTokens(config.codebook_size + config.hidden_token, config.rows, config.columns,
+                                          config.width)
         self.text_encoder = TextEncoder(vocabulary_size=config.vocabulary_size, context_length=config.context_length,
                                         layers=config.text_layers, pad_id=config.pad_id, **shared)
         self.motion_anchor = MotionAnchor(layers=config.anchor_layers,
-                                          latent_channels=config.latent_channels if config.stochastic else None, **shared)
+                                          latent_channels=config.latent_channels if config.stochastic else None,
+                                         speed_frequencies=config.speed_frequencies, **shared)
         self.posterior = Posterior(config.width, config.latent_channels) if config.stochastic else None
         self.generator = AxialTransformer(layers=config.axial_layers, clip_length=config.clip_length,
-                                          codebook_size=config.codebook_size,
-                                          relative_offsets=config.relative_offsets, **shared)
+                                          rows=config.rows, columns=config.columns,
+                                          codebook_size=config.codebook_size, intervals=config.intervals,
+                                          shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
 
     # ---- training
 
     def forward(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, *, target_ids: Tensor | None = None,
-                target_weights: Tensor | None = None, posterior_noise: Tensor | None = None) -> MAGEOutput:
-        """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses and logits.
+                frames: Tensor | None = None, predict: Tensor | None = None,
+                posterior_noise: Tensor | None = None) -> MAGEOutput:
+        """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses, logits.
 
-        `target_ids` (b t h w) are the true frames where `token_ids` were corrupted on purpose; `target_weights`
-        (b t-1 h w) weigh the prediction loss. `posterior_noise` (b c h w), drawn where not given, is the standard
-        normal noise of a stochastic model. ValueError for shapes that do not fit together.
+        `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
+        0, are the input frames to use where not all t-1 are; `predict` (b s h w) bool the tokens of the frames after
+        them that the loss is taken over: then the logits are theirs alone, (n k). `posterior_noise` (b c h w), drawn
+        where not given, is the standard normal noise of a stochastic model. ValueError for shapes that do not fit.
         """
-        self._check(token_ids, text_ids, speed)
+        self._check(token_ids, text_ids, speed, posterior_noise)
+        if token_ids.shape[1] < 2:
+            raise ValueError("token ids hold 1 frame: training predicts frame 2 from frame 1 and needs both")
         target_ids = token_ids if target_ids is None else target_ids
+        if target_ids.shape != token_ids.shape:
+            raise ValueError(f"target ids have the shape {tuple(target_ids.shape)}: they are the true frames of token "
+                             f"ids {tuple(token_ids.shape)}, first frame included")
         r, kl_loss = None, token_ids.new_zeros((), dtype=torch.float32)
         if self.posterior is not None:
             mean, log_variance = self.posterior(self.visual_tokens.embed(target_ids))
             noise = torch.randn_like(mean) if posterior_noise is None else posterior_noise
             r, kl_loss = mean + noise * (0.5 * log_variance).exp(), kl_from_normal(mean, log_variance)
 
-        frames = self.visual_tokens(token_ids[:, :-1])
-        anchor = self.anchor(frames[:, 0], text_ids, speed, r)
-        logits = self.generator(anchor, frames)
-
-        prediction_loss = weighted_cross_entropy(logits, target_ids[:, 1:], target_weights)
+        frames = torch.arange(token_ids.shape[1] - 1, device=token_ids.device) if frames is None else frames
+        embedded = self.visual_tokens(token_ids[:, frames])
+        anchor = self.anchor(embedded[:, 0], text_ids, speed, r)
+        features = self.generator(anchor, embedded, speed=speed, steps=F.pad(frames + 1, (1, 0)))
+        targets = target_ids[:, frames + 1]
+        if predict is not None:
+            features, targets = features[predict], targets[predict]
+        logits = self.generator.logits(features)
+        prediction_loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
         speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
         loss = prediction_loss
         if self.config.stochastic:
@@ -170,20 +202,28 @@ class MAGE(nn.Module):
 
         Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
-        stochastic model, drawn where not given. ValueError for shapes that do not fit together.
+        stochastic model, drawn where not given. Dropout is off. ValueError for shapes that do not fit together.
         """
+        training = self.training
+        try:
+            return self.eval()._generate(first_token_ids[:, None], text_ids, speed, prior_noise, recompute)
+        finally:
+            self.train(training)
+
+    def _generate(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
+                  recompute: bool) -> Tensor:
         config = self.config
-        token_ids = first_token_ids[:, None]
-        self._check(token_ids, text_ids, speed)
-        r = self._prior(len(token_ids), token_ids.device) if prior_noise is None else prior_noise
+        self._check(token_ids, text_ids, speed, r)
+        if r is None and config.stochastic:
+            r = torch.randn(len(token_ids), *self.noise_shape, device=token_ids.device)
         first = self.visual_tokens(token_ids)
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
         new, given = first, anchor
         for _ in range(config.clip_length - 1):
-            logits = self.generator(given, new, cache)
-            next_ids = logits[:, -1:].argmax(-1)
+            features = self.generator(given, new, cache, speed=speed)
+            next_ids = self.generator.logits(features[:, -1:]).argmax(-1)
             token_ids = torch.cat([token_ids, next_ids], 1)
             if recompute:
                 new = self.visual_tokens(token_ids)
@@ -191,33 +231,84 @@ class MAGE(nn.Module):
                 new, given = self.visual_tokens(next_ids), None
         return token_ids
 
-    def _prior(self, batch: int, device: torch.device) -> Tensor | None:
-        config = self.config
-        if not config.stochastic:
-            return None
-        return torch.randn(batch, config.latent_channels, config.rows, config.columns, device=device)
+    # ---- a start that knows the codes
+
+    GAIN, SHARPNESS, COPY = 4.0, 3.0, 0.05
+
+    @torch.no_grad()
+    def initialise_from_codes(self, codes: Tensor, seed: int = 0) -> None:
+        """Start with what is known of the tokens: codes (k e), the VQ-VAE's codebook, the commonest code first.
+
+        A subspace of the residual stream holds a token's code vector: the embedding writes it there, the logits read
+        it (their arg-max is the nearest code), and every attention head can carry it from one place to another.
+        Positions start as sinusoids. Training is free to change all of it. ValueError for another number of codes.
+        """
+        config, width = self.config, self.config.width
+        if codes.shape[0] != config.codebook_size:
+            raise ValueError(f"{codes.shape[0]} codes given: this model's codebook has {config.codebook_size}")
+        draw = torch.Generator().manual_seed(seed)
+        codes = codes.float().cpu() - codes[:1].float().cpu()
+        room = min(config.head_width // 2, codes.shape[1])
+        if codes.shape[1] > room:   # the directions in which codes differ most
+            codes = codes @ torch.linalg.svd(codes, full_matrices=False).Vh[:room].T
+        codes = codes * (2.0 / codes.square().sum(1).mean().sqrt())
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=draw)).Q
+        basis = rotation[:room]   # (room d), orthonormal
+
+        tokens = self.visual_tokens
+        tokens.embedding.normal_(std=0.2, generator=draw)
+        tokens.embedding[:config.codebook_size] = self.GAIN * codes @ basis
+        tokens.convolution.weight.normal_(std=0.02, generator=draw)
+        tokens.convolution.weight[:, :, 1, 1] += torch.eye(width)
+        for table, turn in ((tokens.row_positions, 1), (tokens.column_positions, 2),
+                            (self.generator.time_positions, 3)):
+            places = torch.arange(table.numel() // width)
+            table.copy_((0.5 * sinusoids(places, width) @ rotation.roll(turn * width // 4, 0)).view(table.shape))
+        for linear in (self.generator.anchor_in, self.generator.frames_in):
+            linear.weight.normal_(std=0.02, generator=draw).add_(torch.eye(width))
+            linear.bias.zero_()
+        logits = self.generator.logits
+        logits.weight.copy_(self.SHARPNESS * codes @ basis / self.GAIN)
+        logits.bias.copy_(-0.5 * self.SHARPNESS * codes.square().sum(1))
+        for layer in self.generator.layers:
+            for head in torch.arange(width).split(config.head_width):
+                mixed = torch.cat([basis, torch.randn(len(head) - room, width, generator=draw)])
+                carried = torch.linalg.qr(mixed.T).Q.T   # (head_width d), the codes' subspace among its rows
+                layer.qkv.weight[2 * width + head] = carried
+                layer.out.weight[:, head] = self.COPY * carried.T
+        for linear in (module for module in self.text_encoder.modules() if isinstance(module, nn.Linear)):
+            linear.weight.normal_(std=width ** -0.5, generator=draw)
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(c h w) of one sample's randomness r."""
+        return self.config.latent_channels, self.config.rows, self.config.columns
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Standard normal r (b c h w), a seed for each sample: the same on every device and in every batch."""
+        return torch.stack([torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(seed))
+                            for seed in seeds]).to(self.visual_tokens.embedding.device)
 
     # ---- checks
 
-    def _check(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor) -> None:
+    def _check(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, noise: Tensor | None) -> None:
         config = self.config
         b = token_ids.shape[0]
         if token_ids.ndim != 4 or token_ids.shape[2:] != (config.rows, config.columns):
             raise ValueError(f"token ids have the shape {tuple(token_ids.shape)}: this model takes (b t h w) with "
                              f"h, w = {config.rows}, {config.columns}")
         if token_ids.shape[1] > config.clip_length:
-            raise ValueError(f"token ids hold {token_ids.shape[1]} frames: this model's clips have {config.clip_length}")
+            raise ValueError(f"token ids hold {token_ids.shape[1]} frames: this model's clips have "
+                             f"{config.clip_length}")
         if text_ids.shape[:1] != (b,) or text_ids.ndim != 2 or text_ids.shape[1] > config.context_length:
-            raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} and "
-                             f"l at most {config.context_length}")
+            raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} "
+                             f"and l at most {config.context_length}")
+        if (text_ids == config.pad_id).all(1).any():
+            raise ValueError(f"text ids {text_ids.tolist()} hold a caption of padding ({config.pad_id}) alone: "
+                             "every caption needs at least one word")
         if speed.shape != (b,):
             raise ValueError(f"speed has the shape {tuple(speed.shape)}: there must be one for each of {b} clips")
-
-
-def weighted_cross_entropy(logits: Tensor, target_ids: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of -log p(target) over all tokens: logits (... k), target ids (...), weights (...) as a weighted mean."""
-    logits = logits.float().flatten(0, -2)
-    if weights is None:
-        return F.cross_entropy(logits, target_ids.flatten())
-    losses = F.cross_entropy(logits, target_ids.flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum()
+        if noise is not None and not config.stochastic:
+            raise ValueError("this model is deterministic and takes no noise: leave it out, or load a stochastic model")
+        if noise is not None and noise.shape != (b, *self.noise_shape):
+            raise ValueError(f"noise has the shape {tuple(noise.shape)}: this model takes {(b, *self.noise_shape)}")

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mage_core.axial import QuickMLP, attention, attention_weights
+from mage_core.axial import Dropout, QuickMLP, attention, attention_weights
 
 
 def padding_bias(text_ids: Tensor, pad_id: int) -> Tensor:
@@ -34,7 +36,7 @@ class TextLayer(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
         self.norm_2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b l (three heads e) -> three b heads l e", three=3, heads=self.heads)
@@ -55,7 +57,10 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(TextLayer(width, head_width, dropout) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, text_ids: Tensor) -> Tensor:
         x = F.embedding(text_ids, self.words) + self.positions[:text_ids.shape[1]]
@@ -78,7 +83,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.mlp = QuickMLP(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def project(self, image: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         d = image.shape[-1]
@@ -151,7 +156,7 @@ class AdaIN(nn.Module):
         self.scale, self.shift = convolutions(), convolutions()
 
     def forward(self, anchor: Tensor, r: Tensor) -> Tensor:
-        r = self.widen(r)
+        r = self.widen(r.to(self.widen.weight.dtype))
         anchor = F.instance_norm(rearrange(anchor, "b h w d -> b d h w"))
         return rearrange(anchor * self.scale(r) + self.shift(r), "b d h w -> b h w d")
 
@@ -161,11 +166,13 @@ class AdaIN(nn.Module):
 class MotionAnchor(nn.Module):
     """First frame, words, randomness and speed in one map (b h w d) (eq. 2, 3 and 5)."""
 
-    def __init__(self, *, width: int, head_width: int, layers: int, dropout: float, latent_channels: int | None):
+    def __init__(self, *, width: int, head_width: int, layers: int, dropout: float, latent_channels: int | None,
+                 speed_frequencies: int = 0):
         super().__init__()
         self.layers = nn.ModuleList(CrossAttention(width, head_width, dropout) for _ in range(layers))
         self.adain = AdaIN(width, latent_channels) if latent_channels else None
-        self.speed = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.speed = nn.Parameter(torch.randn(1, width) * width ** -0.5)
+        self.speed_waves = nn.Linear(2 * speed_frequencies, width, bias=False) if speed_frequencies else None
 
     def forward(self, image: Tensor, words: Tensor, bias: Tensor, speed: Tensor, r: Tensor | None = None, *,
                 return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -188,5 +195,10 @@ class MotionAnchor(nn.Module):
         return (x, torch.stack(seen, 1)) if return_attention else x
 
     def speed_vector(self, speed: Tensor) -> Tensor:
-        """Eq. 3: c = phi(eta), without a bias: speed (b,) -> (b d)."""
-        return rearrange(speed, "b -> b 1") * self.speed
+        """Eq. 3: c = phi(eta), without a bias: speed (b,) -> (b d); optionally with sin and cos of pi eta, 2 pi eta ..."""
+        eta = rearrange(speed, "b -> b 1")
+        vector = eta.to(self.speed.dtype) * self.speed
+        if self.speed_waves is None:
+            return vector
+        turns = math.pi * eta * torch.arange(1, self.speed_waves.in_features // 2 + 1, device=speed.device)
+        return vector + self.speed_waves(torch.cat([turns.sin(), turns.cos()], 1).to(self.speed.dtype))

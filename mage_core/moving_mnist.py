@@ -169,8 +169,12 @@ class MovingMNIST:
         return [track(self.name, mover.start_y, mover.start_x, mover.motion) for mover in spec.movers]
 
     def length(self, spec: Spec) -> int:
-        """The frames of a sample's video: those of its longest track."""
-        return max(len(corners) for corners in self.corners(spec))
+        """The number of frames of a sample's video: those of its longest track."""
+        return int(self.lengths([spec])[0])
+
+    def lengths(self, specs: Sequence[Spec]) -> np.ndarray:
+        """The number of frames of each sample's video: int64 (b,). Raises ValueError for specs as `clips`."""
+        return self._walked(specs)[2].max(axis=1)
 
     def video(self, spec: Spec) -> np.ndarray:
         """The whole video of a sample: uint8 (n, 64, 64)."""
@@ -183,12 +187,7 @@ class MovingMNIST:
         A digit that is still before the other waits. Raises ValueError for a spec of another dataset or digit
         set or with an impossible value, for indices of another shape, and for a frame that a video has not.
         """
-        pictures, starts, motions, fixed = self._packed(specs)
-        recipe = _recipe(self.name)
-        corners = np.empty((*pictures.shape, recipe.most_frames, 2), np.int64)
-        lengths = np.empty(pictures.shape, np.int64)
-        _walk_all(starts, motions, fixed, recipe.step, recipe.frame_0_after_step, corners, lengths)
-        return self._drawn(pictures, corners, lengths, indices)
+        return self._drawn(*self._walked(specs), indices)
 
     def with_motions(self, spec: Spec, motions: Sequence[str]) -> Spec:
         """The same digits, starts, distractor and speed with other motions, one a mover, of whichever split.
@@ -245,6 +244,15 @@ class MovingMNIST:
             packed[0, place, :len(rows)] = rows
             lengths[0, place] = len(rows)
         return self._drawn(pictures, packed, lengths, np.asarray(indices)[None])[0]
+
+    def _walked(self, specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
+        """Images (b, places), tracks (b, places, frames, 2) and their own lengths (b, places)."""
+        recipe = _recipe(self.name)
+        pictures, starts, motions, fixed = self._packed(specs)
+        corners = np.empty((*pictures.shape, recipe.most_frames, 2), np.int64)
+        lengths = np.empty(pictures.shape, np.int64)
+        _walk_all(starts, motions, fixed, recipe.step, recipe.frame_0_after_step, corners, lengths)
+        return pictures, corners, lengths
 
     def _packed(self, specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
         """Specs as arrays: a place for each mover, then the distractor's (its image is -1 for none)."""

@@ -2,8 +2,10 @@
 
     image ──encoder──► features ──nearest code──► token ids ──codebook──► code vectors ──decoder──► image
 
-Two shapes, both those of the released implementation: `down=4` for Moving MNIST (64 x 64 pixels to 16 x 16 tokens) and
-`down=8` for CATER (128 x 128 to 16 x 16).
+Two shapes of the released implementation: `down=4` for Moving MNIST (64 x 64 pixels to 16 x 16 tokens) and `down=8` for
+CATER (128 x 128 to 16 x 16). And a third of our own, `shape="patch"`, that works on patches of down x down pixels from
+the first layer on: quick on a CPU, and a token depends on its near surroundings only, so that still regions give still
+tokens. How each is trained is in `training`; what keeps the codebook alive (`Codebook`) is here.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 class VQVAEConfig:
     """Sizes of a VQ-VAE; `pixel_range` is what the network sees for black and white (the public range is 0 to 1).
 
-    Raises ValueError, showing the number, where a size cannot be built.
+    `shape` is "released" or "patch"; the last four fields are those of "patch": channels of a code, residual blocks of
+    3 x 3 convolutions in encoder and decoder, and the encoder's width. Raises ValueError, showing the number, where a
+    size cannot be built.
     """
 
     channels: int
@@ -29,11 +33,21 @@ class VQVAEConfig:
     down: int
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     commitment: float = 2.0
+    shape: str = "released"
+    code_channels: int = 16
+    encoder_blocks: int = 3
+    decoder_blocks: int = 3
+    encoder_width: int = 64
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "codebook_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"VQVAEConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.shape not in ("released", "patch"):
+            raise ValueError(f"VQVAEConfig.shape is {self.shape!r}: it must be 'released' or 'patch'")
+        if self.shape == "patch" and not 1 <= self.code_channels <= self.channels * self.down ** 2:
+            raise ValueError(f"VQVAEConfig.code_channels is {self.code_channels}: it must be 1 to the "
+                             f"{self.channels * self.down ** 2} numbers of a patch")
         if self.down not in (4, 8):
             raise ValueError(f"VQVAEConfig.down is {self.down}: the encoder shrinks images by 4 (MNIST) or 8 (CATER)")
         if self.down == 8 and self.width % 4:
@@ -47,6 +61,8 @@ class VQVAEConfig:
     @property
     def code_width(self) -> int:
         """Channels of a code vector."""
+        if self.shape == "patch":
+            return self.code_channels
         return self.width if self.down == 4 else 4 * self.width
 
 
@@ -55,7 +71,8 @@ class VQVAEOutput:
     """What a training step sees: images (b c H W) in [0, 1], token ids (b h w), and eq. 1 term by term.
 
     The losses are means over all elements, in the network's pixel range; `loss` is
-    reconstruction + codebook + `commitment` x commitment.
+    reconstruction + codebook + `commitment` x commitment. `features` (n e) is what the encoder said for each of the n
+    tokens, None where nothing was quantised.
     """
 
     reconstruction: Tensor
@@ -64,6 +81,7 @@ class VQVAEOutput:
     reconstruction_loss: Tensor
     codebook_loss: Tensor
     commitment_loss: Tensor
+    features: Tensor | None = None
 
 
 # ---------------------------------------------------------------- down 4: Moving MNIST
@@ -79,9 +97,8 @@ class RectifiedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        relu, *rest = self.residual
-        x = relu(x)
-        return x + nn.Sequential(*rest)(x)
+        x = F.relu(x)
+        return x + self.residual[1:](x)
 
 
 def _down_4(config: VQVAEConfig) -> tuple[nn.Sequential, nn.Sequential]:
@@ -137,8 +154,64 @@ def _down_8(config: VQVAEConfig) -> tuple[nn.Sequential, nn.Sequential]:
     return encoder, decoder
 
 
+# ---------------------------------------------------------------- patches: ours, quick on a CPU
+
+class PatchResidual(nn.Module):
+    """x + f(x), f being SiLU, 3 x 3, SiLU, 1 x 1; starts as x."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.residual = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x)
+
+
+class PatchEncoder(nn.Module):
+    """Each patch projected on its principal components, plus what a few convolutions over the patches around add."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        patch, width = config.channels * config.down ** 2, config.encoder_width
+        self.cut = nn.PixelUnshuffle(config.down)
+        self.project = nn.Conv2d(patch, config.code_channels, 1)
+        self.context = nn.Sequential(nn.Conv2d(patch, width, 3, padding=1),
+                                     *(PatchResidual(width) for _ in range(config.encoder_blocks)),
+                                     nn.SiLU(), nn.Conv2d(width, config.code_channels, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.cut(images)
+        with torch.autocast(images.device.type, enabled=False):   # the nearest code is a matter of small differences
+            projected = self.project(patches.float())
+        return projected + self.context(patches).float()
+
+
+class PatchDecoder(nn.Module):
+    """The mirror image: principal components to patches, plus a correction from the codes around."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        patch, width = config.channels * config.down ** 2, config.width
+        self.project = nn.Conv2d(config.code_channels, patch, 1)
+        self.context = nn.Sequential(nn.Conv2d(config.code_channels, width, 3, padding=1),
+                                     *(PatchResidual(width) for _ in range(config.decoder_blocks)),
+                                     nn.SiLU(), nn.Conv2d(width, patch, 1))
+        self.paste = nn.PixelShuffle(config.down)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        with torch.autocast(codes.device.type, enabled=False):
+            projected = self.project(codes.float())
+        return self.paste(projected + self.context(codes).float())
+
+
+def _patch(config: VQVAEConfig) -> tuple[nn.Module, nn.Module]:
+    return PatchEncoder(config), PatchDecoder(config)
+
+
 def build_autoencoder(config: VQVAEConfig) -> tuple[nn.Sequential, nn.Sequential]:
     """Encoder (b c H W) -> (b code_width h w) and decoder back, both in the network's pixel range."""
+    if config.shape == "patch":
+        return _patch(config)
     return _down_4(config) if config.down == 4 else _down_8(config)
 
 
@@ -161,6 +234,32 @@ class VQVAE(nn.Module):
         self.encoder, self.decoder = build_autoencoder(config)
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_width))
         nn.init.uniform_(self.codebook, -1 / config.codebook_size, 1 / config.codebook_size)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():   # what is added to a skip starts at nothing
+            if isinstance(module, (PatchResidual, PatchEncoder, PatchDecoder)):
+                nn.init.zeros_((module.residual if isinstance(module, PatchResidual) else module.context)[-1].weight)
+
+    @torch.no_grad()
+    def initialise(self, images: Tensor, seed: int = 0) -> None:
+        """Start from data: images (b c H W) in [0, 1], a few thousand patches or more.
+
+        The patch shape's projections become principal components, so that it begins as PCA; then, for every shape, the
+        codebook becomes the k-means centres of the encoder's features, the commonest one (an empty background) exactly.
+        """
+        images = self.to_network(images)
+        if self.config.shape == "patch":
+            patches = rearrange(self.encoder.cut(images), "b p h w -> (b h w) p")
+            patches = patches[varied(patches)]
+            mean, n = patches.mean(0), self.config.code_channels
+            axes = torch.linalg.eigh((patches - mean).T @ (patches - mean)).eigenvectors.flip(1)[:, :n]
+            self.encoder.project.weight.copy_(axes.T[:, :, None, None])
+            self.decoder.project.weight.copy_(axes[:, :, None, None])
+            self.decoder.project.bias.copy_(mean - axes @ (axes.T @ mean))
+        self.codebook.copy_(kmeans(rearrange(self.features(images), "b e h w -> (b h w) e").float(),
+                                   self.config.codebook_size, seed=seed))
 
     # ---- public boundary: pixels in [0, 1]
 
@@ -172,10 +271,19 @@ class VQVAE(nn.Module):
         """Token ids (b h w) -> images (b c H W), clipped to [0, 1]."""
         return self.from_network(self.decode_network(token_ids))
 
-    def forward(self, images: Tensor) -> VQVAEOutput:
-        """Images (b c H W) in [0, 1] -> reconstruction, token ids and the losses of eq. 1."""
+    def forward(self, images: Tensor, *, quantise: bool = True) -> VQVAEOutput:
+        """Images (b c H W) in [0, 1] -> reconstruction, token ids and the losses of eq. 1.
+
+        Without `quantise` the decoder sees the features themselves: a plain autoencoder, before there is a codebook.
+        """
         images = self.to_network(images)
         features = self.features(images)
+        if not quantise:
+            b, _, h, w = features.shape
+            reconstruction = self.decoder(features).float()
+            loss, none = F.mse_loss(reconstruction, images.float()), features.new_zeros((), dtype=torch.float32)
+            return VQVAEOutput(self.from_network(reconstruction.detach()), torch.zeros(b, h, w, dtype=torch.long), loss,
+                               loss, none, none)
         token_ids = self.nearest(features)
         codes, features = self.embed(token_ids).float(), features.float()
         # straight-through: the decoder sees the code, the encoder gets the decoder's gradient
@@ -185,7 +293,8 @@ class VQVAE(nn.Module):
         commitment_loss = F.mse_loss(features, codes.detach())
         loss = reconstruction_loss + codebook_loss + self.config.commitment * commitment_loss
         return VQVAEOutput(self.from_network(reconstruction.detach()), token_ids, loss,
-                           reconstruction_loss, codebook_loss, commitment_loss)
+                           reconstruction_loss, codebook_loss, commitment_loss,
+                           rearrange(features.detach(), "b e h w -> (b h w) e"))
 
     # ---- the same in the network's own pixel range
 
@@ -230,3 +339,73 @@ class VQVAE(nn.Module):
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids (b h w) -> code vectors (b e h w)."""
         return rearrange(F.embedding(token_ids, self.codebook), "b h w e -> b e h w")
+
+
+# ---------------------------------------------------------------- a codebook that stays alive
+
+def varied(vectors: Tensor) -> Tensor:
+    """Which vectors (n e) differ from the commonest one: (n,) bool. A background is most of an image, and one code."""
+    return (vectors - vectors.median(0).values).abs().amax(1) > 1e-3
+
+
+def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int = 65_536, seed: int = 0) -> Tensor:
+    """k-means centres (k e) of vectors (n e), the first being the commonest vector (the median) itself.
+
+    Lloyd's rounds over at most `most` of the others, drawn with `seed`; an empty cluster restarts on the vector that its
+    centre serves worst. ValueError for fewer than k vectors.
+    """
+    if len(vectors) < k:
+        raise ValueError(f"{len(vectors)} vectors cannot make {k} codes: give more images")
+    draw = torch.Generator(vectors.device).manual_seed(seed)
+    background, others = vectors.median(0).values, vectors[varied(vectors)]
+    if len(others) < k:
+        others = vectors
+    others = others[torch.randperm(len(others), generator=draw, device=vectors.device)[:most]]
+    centres = others[: k - 1].clone()
+    for _ in range(rounds):
+        nearest = nearest_code(others, centres)
+        count = torch.bincount(nearest, minlength=k - 1)
+        centres = torch.zeros_like(centres).index_add_(0, nearest, others) / count.clamp_min(1)[:, None]
+        empty = (count == 0).nonzero()[:, 0]
+        if len(empty):
+            worst = (others - centres[nearest]).square().sum(1).topk(len(empty)).indices
+            centres[empty] = others[worst]
+    return torch.cat([background[None], centres])
+
+
+class Codebook(nn.Module):
+    """Keeps a VQ-VAE's codes at the moving mean of the features that choose them, and restarts the unused.
+
+    The exponential moving average of van den Oord et al. (2017, appendix A.1) in place of eq. 1's codebook loss: it
+    follows the encoder without a learning rate of its own. A code that fewer than `rare` features chose of late restarts
+    on one of the batch's features that are served worst, so that no code dies.
+    """
+
+    def __init__(self, vqvae: VQVAE, decay: float = 0.99, rare: float = 0.05):
+        super().__init__()
+        self.decay, self.rare = decay, rare
+        self.register_buffer("count", torch.empty(vqvae.config.codebook_size))
+        self.register_buffer("total", torch.empty_like(vqvae.codebook))
+        self.restart(vqvae)
+
+    @torch.no_grad()
+    def restart(self, vqvae: VQVAE) -> None:
+        """Begin again from the codebook as it is."""
+        self.count.fill_(2.0)
+        self.total.copy_(vqvae.codebook * 2.0)
+
+    @torch.no_grad()
+    def update(self, vqvae: VQVAE, features: Tensor, token_ids: Tensor) -> None:
+        """Features (n e) and the ids (n,) of their codes, from this training step, move the codebook."""
+        features = features.float()
+        count = torch.bincount(token_ids, minlength=len(self.count)).to(features.dtype)
+        total = torch.zeros_like(self.total).index_add_(0, token_ids, features)
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
+        rare = (self.count < self.rare).nonzero()[:, 0]
+        if len(rare):
+            error = (features - vqvae.codebook[token_ids]).square().sum(1)
+            worst = error.topk(min(4 * len(rare), len(error))).indices
+            fresh = features[worst[torch.randperm(len(worst), device=worst.device)[:len(rare)]]]
+            self.total[rare[:len(fresh)]], self.count[rare[:len(fresh)]] = fresh, 1.0
+        vqvae.codebook.copy_(self.total / self.count.clamp_min(1e-6)[:, None])

@@ -6,15 +6,19 @@ lists the names. The only tensors passed over are those that the released forwar
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mage_core.files import data_folder, sha256, write_whole
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.vqvae import VQVAE, VQVAEConfig
 
@@ -23,11 +27,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded: names the file, the rule and the remedy."""
 
 
-# ---------------------------------------------------------------- names
+# ---------------------------------------------------------------- names: ours, and the released
 
 UNREAD = (r"ma_encoder\.blocks\.\d+\.ln_(q|kv)\.(weight|bias)", r".*\.num_batches_tracked")
-
-_PARTS = ("weight", "bias", "running_mean", "running_var")
+FIRST_STAGE = "first_stage_model."
 
 _VQVAE_NAMES = (
     (r"codebook", r"codebook.embedding.weight"),
@@ -58,6 +61,7 @@ _MAGE_NAMES = (
     (r"motion_anchor\.layers\.(\d+)\.mlp\.down\.(\w+)", r"ma_encoder.blocks.\1.mlp.c_proj.\2"),
     (r"motion_anchor\.speed", r"speed_embedding"),
     (r"motion_anchor\.adain\.widen\.weight", r"conv_d2.weight"),
+    # the released code takes "mu" for the factor and "var" for the term
     (r"motion_anchor\.adain\.scale\.(\d+)\.(\w+)", r"adain.conv_mu.\1.\2"),
     (r"motion_anchor\.adain\.shift\.(\d+)\.(\w+)", r"adain.conv_var.\1.\2"),
     (r"posterior\.blocks\.(\d+)\.conv_([12])\.weight", r"conv3d.\1.conv\2.weight"),
@@ -77,15 +81,285 @@ _MAGE_NAMES = (
 )
 
 
-def released_names(names: Iterable[str], rules: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Our parameter names -> the released ones; KeyError for a name without a released counterpart."""
+def released_names(model: VQVAE | MAGE) -> dict[str, str]:
+    """Our name -> released name for every tensor of a model; ValueError for a part that the released code lacks."""
+    rules = _VQVAE_NAMES if isinstance(model, VQVAE) else _MAGE_NAMES
     table = {}
-    for name in names:
-        for ours, theirs in rules:
-            match = re.fullmatch(ours, name)
-            if match:
-                table[name] = match.expand(theirs)
-                break
-        else:
-            raise KeyError(name)
+    for name in model.state_dict():
+        matches = ((re.fullmatch(ours, name), theirs) for ours, theirs in rules)
+        table[name] = next((match.expand(theirs) for match, theirs in matches if match), None)
+    foreign = [name for name, released in table.items() if released is None]
+    if foreign:
+        raise ValueError(f"no released name for {_listed(foreign)}: only models without options of our own "
+                         "(every option of ours off) can be written or read under the released names")
     return table
+
+
+def to_released(vqvae: VQVAE, mage: MAGE) -> dict[str, Tensor]:
+    """Both models' tensors under the released names, as in the authors' checkpoints; the inverse of `load_released`.
+
+    ValueError for a model with parts that the released code lacks.
+    """
+    first, second = vqvae.state_dict(), mage.state_dict()
+    return ({FIRST_STAGE + theirs: first[ours] for ours, theirs in released_names(vqvae).items()}
+            | {theirs: second[ours] for ours, theirs in released_names(mage).items()})
+
+
+# ---------------------------------------------------------------- our own weights, by name
+
+@dataclass
+class Trained:
+    """Both stages, what they were trained on, and their card (a dict; see `save`)."""
+
+    vqvae: VQVAE
+    mage: MAGE
+    card: dict
+    path: Path | None = None
+
+    @property
+    def dataset(self):
+        """The dataset that the weights are for, on the digit set that they were trained on."""
+        from mage_core.clips import load_dataset
+        return load_dataset(self.card["dataset"], self.card["digit_set"])
+
+    def add_results(self, rows: Iterable) -> None:
+        """Write rows of a results table (`metrics.Row`) into the card, beside the weights."""
+        self.card["results"] = [row.as_dict() for row in rows]
+        _write_card(self.path, self.card)
+
+
+def names() -> list[str]:
+    """The names of the weights that ship in `data/weights`."""
+    return sorted(path.stem for path in (data_folder() / "weights").glob("*.safetensors"))
+
+
+def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, half: bool = True) -> Trained:
+    """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
+
+    With `half` the weights are kept in fp16 but for the codebook, on which the tokens hang. The card holds `about`,
+    both configurations and the file's SHA-256.
+    """
+    path = Path(path)
+    tensors = {}
+    for stage, model in (("vqvae", vqvae), ("mage", mage)):
+        for name, tensor in model.state_dict().items():
+            keep = not half or not tensor.is_floating_point() or name == "codebook"
+            tensors[f"{stage}.{name}"] = tensor.detach().cpu().contiguous().to(tensor.dtype if keep else torch.float16)
+    configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={
+        "configs": json.dumps(configs), **{key: json.dumps(about[key]) for key in ("dataset", "digit_set")}}))
+    _write_card(path, {**about, "configs": configs, "sha256": sha256(path)})
+    return load(path)
+
+
+def load(name: str | Path) -> Trained:
+    """The weights of a name (`names()`) or of a .safetensors file that `save` wrote, in fp32, ready to evaluate.
+
+    CheckpointError where there are none of that name, where the file is damaged (its SHA-256 differs from its card's), or
+    where it is not one of ours (`load_released` reads the authors').
+    """
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = data_folder() / "weights" / f"{name}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"no weights are named {str(name)!r}: there are {', '.join(names()) or 'none yet'}; "
+                                  "or give the path of a .safetensors file")
+    tensors = read_tensors(path)
+    card = _read_card(path)
+    if card.get("sha256", sha256(path)) != sha256(path):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
+                              "take it from the repository again, or train it again")
+    try:
+        with safe_open(path, "pt") as file:
+            told = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        configs = {stage: {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+                   for stage, config in told["configs"].items()}
+        models = {"vqvae": VQVAE(VQVAEConfig(**configs["vqvae"])), "mage": MAGE(MAGEConfig(**configs["mage"]))}
+        for stage, model in models.items():
+            model.load_state_dict({key.removeprefix(f"{stage}."): tensor for key, tensor in tensors.items()
+                                   if key.startswith(f"{stage}.")})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train one "
+                              "with python -m mage_core.training; the authors' checkpoints load with "
+                              "weights.load_released") from error
+    card = {**{key: told[key] for key in ("dataset", "digit_set")}, **card}
+    return Trained(models["vqvae"].eval(), models["mage"].eval(), card, path)
+
+
+def _write_card(path: Path, card: dict) -> None:
+    text = json.dumps(card, indent=1) + "\n"
+    write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+
+
+def _read_card(path: Path) -> dict:
+    """The card beside a file of weights; empty where there is none."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{path.with_suffix('.json')} is not a card ({error}): take it from the repository "
+                              "again") from error
+
+
+# ---------------------------------------------------------------- loading
+
+def load_released(path: str | Path, *, pixel_range: tuple[float, float] | None = None, alpha: float = 0.001,
+                  beta: float = 0.00025, vqvae_config: VQVAEConfig | None = None,
+                  mage_config: MAGEConfig | None = None) -> tuple[VQVAE, MAGE]:
+    """The authors' checkpoint (.safetensors or a torch file of tensors) as our two models, in fp32, ready to evaluate.
+
+    Sizes come from the tensors' shapes. What shapes cannot tell is `pixel_range` (default: -0.5 to 0.5 for one channel,
+    -1 to 1 for more), `alpha`, `beta`, and what else the two configs hold; a config given is checked against the file
+    and then used as it is. Raises CheckpointError, naming the file, the rule and the remedy, for files that are missing,
+    damaged or foreign, for tensors that are missing, of another shape or left over, and for MAGE+ checkpoints.
+    """
+    path, tensors = Path(path), read_tensors(path)
+    if not any(name.startswith(FIRST_STAGE) for name in tensors):
+        raise CheckpointError(f"{path} holds no {FIRST_STAGE}* tensors: a released MAGE checkpoint holds both stages; "
+                              "a first stage alone loads with load_released_vqvae")
+    first, second = _stages(path, tensors)
+    vqvae = _fill(path, VQVAE, vqvae_config or _vqvae_config(path, first, pixel_range), first, FIRST_STAGE)
+    mage = _fill(path, MAGE, mage_config or _mage_config(path, second, alpha, beta), second)
+    if mage.config.codebook_size != vqvae.config.codebook_size:
+        raise CheckpointError(f"{path}: MAGE's tokens are {mage.config.codebook_size}, the VQ-VAE's codebook has "
+                              f"{vqvae.config.codebook_size}: the two stages do not belong together")
+    return vqvae, mage
+
+
+def load_released_vqvae(path: str | Path, *, pixel_range: tuple[float, float] | None = None,
+                        config: VQVAEConfig | None = None) -> VQVAE:
+    """The VQ-VAE alone, from the authors' first-stage or whole MAGE checkpoint; errors as in `load_released`."""
+    path, tensors = Path(path), read_tensors(path)
+    first, _ = _stages(path, tensors)
+    return _fill(path, VQVAE, config or _vqvae_config(path, first, pixel_range), first)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Names and tensors of a .safetensors or torch file; never runs code from it.
+
+    A `state_dict` wrapper and a `module.` before every name are taken off. CheckpointError where it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file: give the path of a .safetensors file or of a torch checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:   # foreign bytes fail in as many ways as there are bytes
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read ({first_line}): it must be a .safetensors file or a torch file that holds tensors "
+            "alone. Download it again if it is damaged; if it holds other Python objects, save its state_dict to a "
+            "file of its own where you trust it") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path} holds {type(content).__name__} without named tensors: a checkpoint is a "
+                              "dictionary of tensors, or one under the key state_dict")
+    foreign = [str(name) for name, value in content.items()
+               if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if foreign:
+        raise CheckpointError(f"{path} holds entries that are not tensors: {_listed(foreign)}; "
+                              "save its state_dict alone")
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
+
+
+def _stages(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """First-stage tensors without their prefix, and the others; a file without the prefix is a first stage."""
+    first = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in tensors.items() if name.startswith(FIRST_STAGE)}
+    second = {name: tensor for name, tensor in tensors.items() if not name.startswith(FIRST_STAGE)}
+    if not first:
+        first, second = second, {}
+    if "codebook.embedding.weight" not in first:
+        if second or any("quant_conv." in name for name in first):
+            raise CheckpointError(
+                f"{path} is a MAGE+ checkpoint: its first stage is a KL autoencoder and has no codebook. Only MAGE, "
+                "with a VQ-VAE, is supported; take the checkpoint of MAGE instead")
+        raise CheckpointError(f"{path} holds no codebook.embedding.weight, so that it is no checkpoint of the "
+                              f"released MAGE or VQ-VAE; it holds {_listed(tensors)}")
+    return first, second
+
+
+def _vqvae_config(path: Path, tensors: dict[str, Tensor], pixel_range: tuple[float, float] | None) -> VQVAEConfig:
+    width, channels, kernel, _ = _shape(path, tensors, "encoder.0.weight", 4)
+    down = {4: 4, 7: 8}.get(kernel)
+    if down is None:
+        raise CheckpointError(f"{path}: the first convolution is {kernel} wide; the released VQ-VAEs begin with 4 "
+                              "(MNIST) or 7 (CATER)")
+    return _config(path, VQVAEConfig, channels=channels, width=width, down=down,
+                   codebook_size=_shape(path, tensors, "codebook.embedding.weight", 2)[0],
+                   pixel_range=pixel_range or ((-0.5, 0.5) if channels == 1 else (-1.0, 1.0)))
+
+
+def _mage_config(path: Path, tensors: dict[str, Tensor], alpha: float, beta: float) -> MAGEConfig:
+    def count(pattern: str) -> int:
+        return len({match.group(1) for match in map(re.compile(pattern).match, tensors) if match})
+
+    codebook_size, width = _shape(path, tensors, "visual_token_embedding.weight", 2)
+    stochastic = "conv_mu2.weight" in tensors
+    latent = {"latent_channels": _shape(path, tensors, "conv_mu2.weight", 4)[0]} if stochastic else {}
+    return _config(path, MAGEConfig, codebook_size=codebook_size, width=width,
+                   rows=_shape(path, tensors, "H_positional_embedding", 4)[1],
+                   columns=_shape(path, tensors, "W_positional_embedding", 4)[2],
+                   clip_length=_shape(path, tensors, "generate_model.T_positional_embedding", 4)[0],
+                   vocabulary_size=_shape(path, tensors, "text_encoder.token_embedding.weight", 2)[0],
+                   context_length=_shape(path, tensors, "text_encoder.positions.weight", 2)[0],
+                   text_layers=count(r"text_encoder\.transformer\.layers\.(\d+)\."),
+                   anchor_layers=count(r"ma_encoder\.blocks\.(\d+)\."),
+                   axial_layers=count(r"generate_model\.blocks\.(\d+)\."),
+                   stochastic=stochastic, alpha=alpha, beta=beta, **latent)
+
+
+def _shape(path: Path, tensors: dict[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise CheckpointError(f"{path} lacks the tensor {name}, which every released checkpoint holds: it is damaged, "
+                              f"or another model's; it holds {_listed(tensors)}")
+    if tensors[name].ndim != dimensions:
+        raise CheckpointError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}; the released one has "
+                              f"{dimensions} dimensions")
+    return tuple(tensors[name].shape)
+
+
+def _config(path: Path, kind: Callable, **sizes):
+    try:
+        return kind(**sizes)
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds a model that cannot be built: {error}") from error
+
+
+def _fill(path: Path, kind: type[nn.Module], config, tensors: dict[str, Tensor], prefix: str = "") -> nn.Module:
+    """A model whose every tensor comes from `tensors` (released names, all of them used)."""
+    with torch.device("meta"):   # names and shapes are compared before any memory is taken
+        model = kind(config).eval()
+    names, wanted = released_names(model), model.state_dict()
+    unread = re.compile("|".join(UNREAD))
+    missing = [theirs for theirs in names.values() if theirs not in tensors and not unread.fullmatch(theirs)]
+    unused = [name for name in tensors.keys() - set(names.values()) if not unread.fullmatch(name)]
+    reshaped = [f"{theirs} {tuple(tensors[theirs].shape)} for {tuple(wanted[ours].shape)}"
+                for ours, theirs in names.items() if theirs in tensors and tensors[theirs].shape != wanted[ours].shape]
+    broken = [name for name in names.values() if name in tensors and not tensors[name].isfinite().all()]
+    faults = [f"{what}: {_listed(sorted(found), prefix)}" for what, found in (
+        ("missing", missing), ("not part of the model", unused), ("of another shape", reshaped),
+        ("with values that are not finite", broken)) if found]
+    if faults:
+        raise CheckpointError(f"{path} does not hold {config}. Tensors {'; '.join(faults)}. Every parameter must be "
+                              "filled and every tensor used: take an undamaged released checkpoint and "
+                              "the config that belongs to it")
+    def tensor(ours: str, theirs: str) -> Tensor:
+        dtype = wanted[ours].dtype
+        if theirs in tensors:
+            return tensors[theirs].contiguous().to(dtype, copy=True)
+        return torch.zeros(wanted[ours].shape, dtype=dtype)   # a counter that the file left out
+
+    model.load_state_dict({ours: tensor(ours, theirs) for ours, theirs in names.items()}, assign=True)
+    return model
+
+
+def _listed(names: Iterable[str], prefix: str = "", most: int = 12) -> str:
+    names = [prefix + name for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

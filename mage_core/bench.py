@@ -1,0 +1,143 @@
+"""How fast this machine trains and generates: two ways of the same work, in turn, in one process.
+
+    python -m mage_core.bench [--width 512] [--rounds 5]
+
+Training: one step at the paper's width in fp32 with the fused attention kernel and plain settings, against the settings
+that this project trains with on this machine. Generation: one video, recomputing every frame at every step, against each
+frame computed once. Times are medians of rounds that alternate between the two, so that a machine whose speed drifts
+slows both. The models are random: the time of a step does not hang on what was learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+
+from mage_core import captions
+from mage_core.axial import attention_kernel
+from mage_core.machine import autocast, describe, fast_allocator_environment, has_fast_bf16, relaunch_with_fast_allocator
+from mage_core.mage import MAGE, MAGEConfig
+from mage_core.training import optimisers
+
+
+def paper_model(width: int = 512, device: torch.device | str = "cpu") -> MAGE:
+    """A random MAGE of the released sizes for Single Moving MNIST, at some width."""
+    torch.manual_seed(0)
+    return MAGE(MAGEConfig(codebook_size=512, rows=16, columns=16, clip_length=10, width=width,
+                           vocabulary_size=len(captions.vocabulary("single-mnist")),
+                           context_length=captions.context_length("single-mnist"))).to(device)
+
+
+def random_clips(batch: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids (b 10 16 16), caption ids (b l) and speeds (b,) that cost what real ones cost."""
+    torch.manual_seed(1)
+    text = captions.encode("the digit 7 is moving up then down .", "single-mnist")
+    return (torch.randint(512, (batch, 10, 16, 16), device=device), torch.tensor([text] * batch, device=device),
+            torch.rand(batch, device=device).clamp(0.01, 0.99))
+
+
+def training_step(mage: MAGE, clips: tuple[torch.Tensor, ...], *, fast: bool) -> Callable[[], None]:
+    """A function that does one training step, with the shipped settings or the plain ones."""
+    device = clips[0].device
+    made = optimisers(mage, 5e-5) if fast else [torch.optim.Adam(mage.parameters(), lr=5e-5)]
+
+    def step() -> None:
+        with (nullcontext() if fast else attention_kernel("fused")), (autocast(device) if fast else nullcontext()):
+            loss = mage.train()(*clips).loss
+        for optimiser in made:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser in made:
+            optimiser.step()
+        _wait(device)
+
+    return step
+
+
+def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way of doing something, `rounds` times, one after the other after one uncounted round."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for counted in [False] + [True] * rounds:
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            if counted:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: dict[str, list[float]], per: int = 1) -> float:
+    """Print medians and spreads in seconds, and how many times faster the second way is, pair by pair; that ratio."""
+    slow, fast = seconds.values()
+    ratios = [a / b for a, b in zip(slow, fast)]
+    print(f"\n{title}")
+    for name, values in seconds.items():
+        values = [value / per for value in values]
+        print(f"  {name:<58} {statistics.median(values):8.3f} s   ({min(values):.3f} to {max(values):.3f})")
+    print(f"  ratio {statistics.median(ratios):.1f}   ({min(ratios):.1f} to {max(ratios):.1f})", flush=True)
+    return statistics.median(ratios)
+
+
+def benchmark_training(width: int, rounds: int, batch: int, device: torch.device) -> float:
+    """Plain against shipped settings, one training step; returns the ratio."""
+    clips = random_clips(batch, device)
+    ways = {"fp32, fused attention, plain Adam": training_step(paper_model(width, device), clips, fast=False),
+            "shipped" + (", bf16" if has_fast_bf16(device) else ", fp32"): training_step(paper_model(width, device), clips, fast=True)}
+    return report(f"training, a sample (width {width}, batch {batch})", in_turn(ways, rounds), per=batch)
+
+
+@torch.no_grad()
+def benchmark_generation(width: int, rounds: int, device: torch.device) -> float:
+    """Every frame recomputed in fp32 with the fused kernel against each computed once as shipped; returns the ratio."""
+    mage = paper_model(width, device).eval()
+    ids, text, speed = random_clips(1, device)
+    first = ids[:, 0]
+
+    def recomputed() -> torch.Tensor:
+        with attention_kernel("fused"):
+            made = mage.generate(first, text, speed, recompute=True)
+        _wait(device)
+        return made
+
+    def shipped() -> torch.Tensor:
+        with autocast(device):
+            made = mage.generate(first, text, speed)
+        _wait(device)
+        return made
+
+    ratio = report(f"generation, one video of 10 frames (width {width})",
+                   in_turn({"fp32, fused attention, every frame recomputed": recomputed,
+                            "shipped, each frame computed once": shipped}, rounds))
+    slow, once, fast = recomputed(), mage.generate(first, text, speed), shipped()
+    print(f"  same token ids in fp32, recomputed and computed once: {bool((slow == once).all())}")
+    print(f"  share of equal ids, shipped against fp32: {(fast == once)[:, 1:].float().mean():.3f} (a random model, whose "
+          "codes are nearly tied, and whose frames feed on each other)")
+    return ratio
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m mage_core.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    given = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(describe())
+    print("allocator settings: " + (", ".join(fast_allocator_environment().values()) or "the machine's own"))
+    benchmark_training(given.width, given.rounds, given.batch, device)
+    benchmark_generation(given.width, given.rounds, device)
+
+
+if __name__ == "__main__":
+    relaunch_with_fast_allocator()
+    main()

@@ -1,0 +1,99 @@
+"""Your own image, sentence and speed to a video: the one call of the README (Section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mage_core import captions, display
+from mage_core.clips import check_speed, text_ids
+from mage_core.machine import autocast
+from mage_core.mage import MAGE
+from mage_core.vqvae import VQVAE
+from mage_core.weights import Trained, load
+
+
+def generate(image, caption: str, speed: float, *, weights: str | Path | Trained, seed: int = 0, samples: int = 1,
+             device: str | torch.device | None = None, save: str | Path | None = None) -> Tensor:
+    """Make a video from one image, one sentence and a speed: (T c H W) in [0, 1], or (samples T c H W) for several.
+
+    `image` is a path, a PIL image, uint8 (H W c) or (H W), or float (c H W) or (H W) in [0, 1], of the size that the
+    weights were trained on; `weights` is a name (`mage_core.weights.names()`), a file or what `load` returned; `seed` seeds
+    the randomness of a stochastic model, a deterministic one makes the same video every time. With `save` the video
+    (the first of several samples) is written, as GIF or MP4 by the name's ending. Raises ValueError, naming the value, the
+    rule and the remedy, for an image of another size or kind, a sentence that does not parse (`CaptionError`), a speed
+    outside the open interval (0, 1), weights that are not there, or a file name of another ending.
+    """
+    speed = check_speed(speed)
+    if samples < 1:
+        raise ValueError(f"samples is {samples}: it must be at least 1")
+    if save is not None:
+        display.check_video_name(save)
+    trained = weights if isinstance(weights, Trained) else load(weights)
+    dataset = trained.dataset
+    sentence = captions.format_caption(captions.parse(caption, dataset.name), dataset.name)
+    first = read_image(image, dataset.image_size, dataset.channels)
+    videos = generate_videos(trained.vqvae, trained.mage, dataset.name, first[None].expand(samples, -1, -1, -1), [sentence] * samples, [speed] * samples,
+                             [seed + i for i in range(samples)], device=device)
+    if save is not None:
+        display.save_video(videos[0], save, scale=max(1, 256 // dataset.image_size))
+    return videos[0] if samples == 1 else videos
+
+
+@torch.no_grad()
+def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: str, images: Tensor, sentences: Sequence[str],
+                    speeds: Sequence[float], seeds: Sequence[int] | None = None, *,
+                    device: str | torch.device | None = None) -> Tensor:
+    """A batch of images (b c H W), sentences, speeds and seeds to videos (b T c H W), all in [0, 1].
+
+    `dataset` names the captions' grammar. The first frame is the image itself; the others are decoded from tokens.
+    """
+    device = torch.device(device) if device is not None else next(mage.parameters()).device
+    vqvae, mage = vqvae.to(device).eval(), mage.to(device)
+    noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
+    with autocast(device):   # as the training's tokens were made
+        first = vqvae.encode(images.to(device))
+        ids = mage.generate(first, text_ids(sentences, dataset).to(device),
+                            torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise)
+    frames = vqvae.decode(rearrange(ids, "b t h w -> (b t) h w"))
+    videos = rearrange(frames, "(b t) c h w -> b t c h w", b=len(ids)).cpu()
+    videos[:, 0] = images
+    return videos
+
+
+def read_image(image, size: int, channels: int) -> Tensor:
+    """An image of any accepted kind as float (c H W) in [0, 1]; ValueError for another size, kind or range.
+
+    A path or a PIL image is converted to grey or RGB; arrays and tensors must have the right channels already.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            with Image.open(image) as opened:
+                image = opened.copy()
+        except FileNotFoundError as error:
+            raise ValueError(f"image {str(image)!r} is not a file: give the path of a PNG or JPEG") from error
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"image {str(image)!r} cannot be read as a picture: give a PNG or JPEG") from error
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    array = image.detach().cpu() if isinstance(image, Tensor) else torch.as_tensor(np.ascontiguousarray(image))
+    if array.dtype == torch.uint8:
+        array = array[..., None] if array.ndim == 2 else array
+        array = array.permute(2, 0, 1).float() / 255 if array.ndim == 3 else array
+    elif array.is_floating_point():
+        array = array[None].float() if array.ndim == 2 else array.float()
+        if array.numel() and not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"image values go from {array.min():g} to {array.max():g}: float images are in [0, 1]; "
+                             "divide by 255 where they are 8-bit")
+    else:
+        raise ValueError(f"image values are {array.dtype}: give uint8 (H W c) or float (c H W) in [0, 1]")
+    if tuple(array.shape) != (channels, size, size):
+        raise ValueError(f"the image is {' x '.join(map(str, array.shape))} (c H W): these weights take {channels} x {size} x "
+                         f"{size}; resize and convert it, e.g. image.resize(({size}, {size}))")
+    return array

@@ -1,0 +1,176 @@
+"""Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
+
+`smoke` takes seconds and proves that everything runs; `quick` makes a useful model on two CPU cores; `paper` is the
+released architecture with the paper's batch of 32, for a GPU. What the numbers of `quick` came from is told in
+notebook 04.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mage_core import captions
+from mage_core.mage import MAGEConfig
+from mage_core.vqvae import VQVAEConfig
+
+
+@dataclass(frozen=True)
+class VQVAERecipe:
+    """The first stage (3.2). Budgets count images."""
+
+    shape: str                   # "released" or "patch", see VQVAEConfig
+    width: int                   # of the decoder, and of the released encoder
+    codebook_size: int
+    images: int
+    batch: int
+    learning_rate: float
+    commitment: float            # weight of eq. 1's last term, beside a mean squared error in [0, 1] x `reconstruction`
+    reconstruction: float
+    crop: int | None = None      # pixels: train on squares of this side, cut on the token grid around what varies
+    warm_images: int = 0         # images before the codebook is laid (by k-means) and quantising begins
+    encoder_width: int = 64
+    encoder_blocks: int = 3
+    decoder_blocks: int = 3
+    code_channels: int = 16
+
+
+@dataclass(frozen=True)
+class MAGERecipe:
+    """The second stage (3.3). Budgets count samples, a sample being one clip with its caption and speed."""
+
+    width: int
+    samples: int
+    batch: int
+    learning_rate: float
+    dropout: float
+    head_width: int = 32
+    axial_layers: int = 6
+    muon: float = 0.0            # > 0: Muon for the matrices, at this multiple of the learning rate
+    weight_decay: float = 0.01
+    later_frames: int | None = None   # of the input frames after the first, this many a step, drawn anew; None: all
+    hide_all: float = 0.0        # share of the clips whose input frames after the first are hidden entirely
+    hide_some: float = 0.0       # share of the clips in which a random part of those tokens is hidden
+    own_frames: float = 0.0      # share of the clips whose later input frames are the model's own guesses
+    balanced: bool = False       # half of the loss on tokens that differ from the first frame's
+    shifts: bool = False         # the options of MAGEConfig that help to find the motion
+    code_initialisation: bool = False  # embeddings and logits start from the codes' vectors
+    evaluate_every: int = 5_000  # samples from one look at generated clips to the next
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name, the two stages, and how many training pairs and evaluation clips are used (None: all of the paper's)."""
+
+    name: str
+    vqvae: VQVAERecipe
+    mage: MAGERecipe
+    pairs: int | None = None
+    test_clips: int | None = None
+    watch_clips: int = 48
+
+
+PRESETS = {
+    "smoke": Preset(
+        "smoke",
+        VQVAERecipe("patch", 32, 64, images=320, batch=16, learning_rate=2e-3, commitment=1.0, reconstruction=100.0,
+                    crop=44, encoder_width=16, encoder_blocks=1, decoder_blocks=1),
+        MAGERecipe(32, samples=64, batch=4, learning_rate=2e-3, dropout=0.0, head_width=16, axial_layers=3, muon=3.0,
+                   later_frames=2, hide_all=0.3, hide_some=0.3, balanced=True, shifts=True, code_initialisation=True,
+                   evaluate_every=32),
+        pairs=64, test_clips=16, watch_clips=4),
+    "quick": Preset(
+        "quick",
+        VQVAERecipe("patch", 128, 512, images=200_000, batch=16, learning_rate=1.5e-3, commitment=1.0,
+                    reconstruction=100.0, crop=44),
+        MAGERecipe(128, samples=20_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
+                   hide_all=0.4, hide_some=0.3, balanced=True, shifts=True, code_initialisation=True),
+        test_clips=500),
+    "paper": Preset(
+        "paper",
+        VQVAERecipe("released", 256, 512, images=4_000_000, batch=64, learning_rate=4e-4, commitment=2.0,
+                    reconstruction=1.0, warm_images=100_000),
+        MAGERecipe(512, samples=2_000_000, batch=32, learning_rate=5e-5, dropout=0.1, evaluate_every=100_000)),
+}
+
+
+def preset(name: str = "auto") -> Preset:
+    """The preset of a name; `auto` follows MAGE_PRESET where set, else takes `paper` on a GPU and `quick` on a CPU.
+
+    An explicit name always wins. ValueError for an unknown one, in the argument or in MAGE_PRESET.
+    """
+    source = "preset"
+    if name == "auto":
+        name, source = os.environ.get("MAGE_PRESET", "").strip() or "auto", "MAGE_PRESET"
+    if name == "auto":
+        name = "paper" if torch.cuda.is_available() else "quick"
+    if name not in PRESETS:
+        raise ValueError(f"{source} is {name!r}: choose one of {', '.join(PRESETS)}, or auto")
+    return PRESETS[name]
+
+
+def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
+    """A preset with some fields changed, each as `stage.field=value` or `field=value`, e.g. `mage.samples=100_000`.
+
+    ValueError for a field that there is not, or a value that is not a Python literal of the field's kind.
+    """
+    for change in changes:
+        name, equals, text = change.partition("=")
+        stage, dot, field = name.rpartition(".")
+        part = getattr(chosen, stage, None) if dot else chosen
+        known = [entry.name for entry in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+        if not equals or field not in known or field in ("name", "vqvae", "mage"):
+            raise ValueError(f"{change!r} changes nothing that a preset has: write stage.field=value, with vqvae or mage "
+                             f"as the stage{' and one of ' + ', '.join(known) if known else ''}")
+        before = getattr(part, field)
+        try:
+            value = text if isinstance(before, str) else ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{change!r}: {text!r} is not a value such as {before!r}") from error
+        if before is not None and value is not None and not isinstance(value, type(before)):
+            if not (isinstance(before, float) and type(value) is int):
+                raise ValueError(f"{change!r}: {text!r} must be of the kind of {before!r}")
+            value = float(value)
+        part = dataclasses.replace(part, **{field: value})
+        chosen = dataclasses.replace(chosen, **{stage: part}) if dot else part
+    return chosen
+
+
+def vqvae_config(recipe: VQVAERecipe, dataset) -> VQVAEConfig:
+    """The VQ-VAE of a recipe for a dataset: 16 x 16 tokens whatever the image's size."""
+    released = recipe.shape == "released"
+    if released:
+        pixel_range = (-0.5, 0.5) if dataset.channels == 1 else (-1.0, 1.0)
+    else:
+        pixel_range = (0.0, 1.0)
+    return VQVAEConfig(
+        channels=dataset.channels, width=recipe.width, codebook_size=recipe.codebook_size,
+        down=dataset.image_size // 16, pixel_range=pixel_range, commitment=recipe.commitment, shape=recipe.shape,
+        code_channels=recipe.code_channels, encoder_blocks=recipe.encoder_blocks,
+        decoder_blocks=recipe.decoder_blocks, encoder_width=recipe.encoder_width)
+
+
+def mage_config(recipe: MAGERecipe, dataset, codebook_size: int) -> MAGEConfig:
+    """The deterministic MAGE of a recipe for a dataset."""
+    return MAGEConfig(
+        codebook_size=codebook_size, rows=16, columns=16, clip_length=dataset.clip_length, width=recipe.width,
+        vocabulary_size=len(captions.vocabulary(dataset.name)), context_length=captions.context_length(dataset.name),
+        head_width=recipe.head_width, axial_layers=recipe.axial_layers, dropout=recipe.dropout,
+        shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
+        intervals=tuple(dataset.interval) if recipe.shifts else None,
+        hidden_token=recipe.hide_all > 0 or recipe.hide_some > 0)
+
+
+def describe(chosen: Preset) -> str:
+    """The whole preset as text, a line a field, for the top of a run."""
+    lines = [f"preset {chosen.name}"]
+    for stage in ("vqvae", "mage"):
+        fields = dataclasses.asdict(getattr(chosen, stage)).items()
+        lines.append(f"  {stage}: " + ", ".join(f"{key} {value}" for key, value in fields))
+    lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}")
+    return "\n".join(lines)
