@@ -519,6 +519,10 @@ class CaterGen:
         self._check(spec)
         return FRAMES
 
+    def lengths(self, specs: Sequence[Spec]) -> np.ndarray:
+        """The frames of several videos: int64 (b,), 31 each."""
+        return np.array([self.length(spec) for spec in specs], np.int64)
+
     def video(self, spec: Spec) -> np.ndarray:
         """The whole video of a sample: uint8 (31, H, W, 3)."""
         return self.clips([spec], np.arange(FRAMES)[None])[0]
