@@ -19,7 +19,10 @@ from mage_core.machine import autocast
 
 def check_speed(speed: float) -> float:
     """The speed eta as a float; a ValueError unless it lies in the open interval (0, 1)."""
-    value = float(speed)
+    try:
+        value = float(speed)
+    except (TypeError, ValueError):
+        value = float("nan")
     if not 0.0 < value < 1.0:
         raise ValueError(f"speed is {speed!r}: it must lie inside the open interval (0, 1); "
                          "0.1 is slow, 0.5 the middle, 0.9 fast")
@@ -34,7 +37,8 @@ def frame_indices(length: int, speed: float, interval: tuple[float, float], clip
     """
     lo, hi = interval
     step = lo + check_speed(speed) * (hi - lo)
-    picked = np.floor(np.linspace(0, length - 1, round(length / step))).astype(np.int64)[:clip_length]
+    count = max(1, round(length / step))   # at least the first frame, however short the video
+    picked = np.floor(np.linspace(0, length - 1, count)).astype(np.int64)[:clip_length]
     return np.pad(picked, (0, clip_length - len(picked)), mode="edge")
 
 
@@ -97,7 +101,7 @@ def token_clips(dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed:
     device = next(vqvae.parameters()).device
     shape = (count, int(lengths.max()), *(dataset.image_size // vqvae.config.down,) * 2)
     key = cache_key("tokens 2", dataset.name, dataset.digit_set, dataset.digits.checksum, split, count, seed, vqvae_key)
-    path = cache_folder() / f"tokens-{dataset.name}-{split}-{key}.npy"
+    path = cache_folder() / f"tokens-{dataset.name}-{split}-{key}.npz"
     tokens = _cached(path, shape)
     if tokens is None:
         tokens = np.zeros(shape, np.uint16)
@@ -108,7 +112,7 @@ def token_clips(dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed:
             part, ends = specs[start:start + chunk], lengths[start:start + chunk]
             frames = np.minimum(np.arange(shape[1]), ends[:, None] - 1)
             tokens[start:start + chunk] = encode_frames(vqvae, dataset.clips(part, frames), device)
-        write_whole(path, lambda temporary: np.save(temporary, tokens))
+        write_whole(path, lambda temporary: np.savez(temporary, tokens=tokens))
     return TokenClips(tokens, lengths, text_ids([dataset.caption(spec) for spec in specs], dataset.name),
                       dataset.interval, dataset.clip_length)
 
@@ -133,7 +137,8 @@ def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(path, allow_pickle=False) as file:
+            array = file["tokens"]   # a .npz carries a checksum of its content
+    except Exception:   # foreign bytes fail in as many ways as there are bytes
         return None
     return array if array.shape == shape and array.dtype == np.uint16 else None

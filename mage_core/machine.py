@@ -1,10 +1,12 @@
 """What this machine is and how Python is made fast on it: a line of description, bf16, and glibc's allocator.
 
-    python -m mage_core.machine        # print the line that every run prints first
+    python -m mage_core.machine                                     # the line that every run prints first
+    env $(python -m mage_core.machine --allocator) jupyter lab      # notebooks with the fast allocator
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -132,6 +134,17 @@ def _cpu_info(path: str = "/proc/cpuinfo") -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: `describe`, or with `--allocator` the settings that another program is to start with."""
+    parser = argparse.ArgumentParser(prog="python -m mage_core.machine", description=__doc__.splitlines()[0])
+    parser.add_argument("--allocator", action="store_true",
+                        help="print glibc's settings as NAME=VALUE, for `env`; nothing where there is no glibc")
+    if parser.parse_args(arguments).allocator:
+        print(*(f"{name}={value}" for name, value in fast_allocator_environment().items()))
+    else:
+        relaunch_with_fast_allocator()
+        print(describe())
+
+
 if __name__ == "__main__":
-    relaunch_with_fast_allocator()
-    print(describe())
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ PRESETS = {
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
-        VQVAERecipe("patch", 128, 512, images=200_000, batch=16, learning_rate=1.5e-3, commitment=1.0,
+        VQVAERecipe("patch", 128, 2048, images=240_000, batch=16, learning_rate=3e-3, commitment=10.0,
                     reconstruction=100.0, crop=44),
         MAGERecipe(128, samples=20_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, balanced=True, shifts=True, code_initialisation=True),
@@ -132,10 +133,13 @@ def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
             value = text if isinstance(before, str) else ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
             raise ValueError(f"{change!r}: {text!r} is not a value such as {before!r}") from error
-        if before is not None and value is not None and not isinstance(value, type(before)):
-            if not (isinstance(before, float) and type(value) is int):
-                raise ValueError(f"{change!r}: {text!r} must be of the kind of {before!r}")
+        kind = typing.get_type_hints(type(part))[field]
+        kinds = typing.get_args(kind) or (kind,)
+        if float in kinds and type(value) is int:
             value = float(value)
+        if type(value) not in kinds:
+            raise ValueError(f"{change!r}: {text!r} must be {' or '.join(known_kind.__name__ for known_kind in kinds)}, "
+                             f"such as {before!r}")
         part = dataclasses.replace(part, **{field: value})
         chosen = dataclasses.replace(chosen, **{stage: part}) if dot else part
     return chosen
@@ -163,7 +167,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int) -> MAGEConfig:
         head_width=recipe.head_width, axial_layers=recipe.axial_layers, dropout=recipe.dropout,
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,
-        hidden_token=recipe.hide_all > 0 or recipe.hide_some > 0)
+        hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 
 def describe(chosen: Preset) -> str:
@@ -172,5 +176,6 @@ def describe(chosen: Preset) -> str:
     for stage in ("vqvae", "mage"):
         fields = dataclasses.asdict(getattr(chosen, stage)).items()
         lines.append(f"  {stage}: " + ", ".join(f"{key} {value}" for key, value in fields))
-    lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}")
+    lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}, "
+                 f"clips watched in training {chosen.watch_clips}")
     return "\n".join(lines)

@@ -76,20 +76,19 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
         progress: bool = True) -> bool:
     """Train a stage to the end of its budget, from its checkpoint if there is one; True when it is done.
 
-    `until` (time.monotonic()) stops it early, at a checkpoint. Raises TrainingStopped where the loss is not a number,
-    ValueError where the checkpoint is of another recipe.
+    `until` (time.monotonic()) stops it early, at a checkpoint. Raises TrainingStopped where the loss or its
+    gradient is not a number, ValueError where the checkpoint is of another recipe.
     """
     path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
-    step, seconds = _restore(stage, path)
+    step, seconds, recent = _restore(stage, path)
     curve = [line for line in read_curve(log) if line["step"] <= step]
     started = saved = time.monotonic()
     lasting: dict[str, float] = dict(curve[-1]) if curve else {}
-    recent: list[float] = []
 
-    def save() -> None:
+    def save() -> None:   # the curve first: what a kill leaves of it beyond the checkpoint is cut off above
         nonlocal saved
-        _save(stage, path, step, seconds + time.monotonic() - started)
         write_whole(log, lambda temporary: temporary.write_text("".join(json.dumps(line) + "\n" for line in curve)))
+        _save(stage, path, step, seconds + time.monotonic() - started, recent)
         saved = time.monotonic()
 
     for part in stage.parts.values():
@@ -107,26 +106,27 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
                     group["lr"] = group["base"] * rate
             loss, shown = stage.step(step)
             value = loss.item()
-            if not math.isfinite(value):
-                kept = f"the last good checkpoint is {path.name} in {folder.name}" if path.exists() else "none was written yet"
-                raise TrainingStopped(f"the loss of {stage.name} is {value} at step {step}: {kept}; start again from it "
-                                      "with a lower learning rate")
             for optimiser in stage.optimisers:
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_([p for group in _groups(stage) for p in group["params"]], 1.0)
+            norm = nn.utils.clip_grad_norm_([p for group in _groups(stage) for p in group["params"]], 1.0)
+            if not (math.isfinite(value) and math.isfinite(norm)):   # before they reach the weights or a checkpoint
+                kept = f"the last good checkpoint is {path.name} in {folder.name}" if path.exists() else "no checkpoint yet"
+                raise TrainingStopped(f"at step {step} of {stage.name} the loss is {value} and its gradient's norm {norm:g}: "
+                                      f"{kept}. The same command would stop here again: train in another folder (--run) "
+                                      f"with a lower learning rate (--set {stage.name}.learning_rate=...)")
             for optimiser in stage.optimisers:
                 optimiser.step()
             if stage.after is not None:
                 stage.after()
             step += 1
-            recent.append(value)
+            recent = [*recent[-199:], value]
             bar.update(min(stage.batch, stage.budget - bar.n))
             if step % 20 == 0 or step == stage.steps:
                 bar.set_postfix({"loss": f"{np.mean(recent[-100:]):.3f}", **{k: f"{v:.2f}" for k, v in shown.items()},
                                  **{k: f"{v:.2f}" for k, v in lasting.items() if k in ("psnr", "motion")}}, refresh=False)
             if step % max(1, stage.watch_every // stage.batch) == 0 or step == stage.steps:
-                lasting = {"step": step, stage.unit: step * stage.batch, "loss": float(np.mean(recent[-200:])),
+                lasting = {"step": step, stage.unit: step * stage.batch, "loss": float(np.mean(recent)),
                            "seconds": round(seconds + time.monotonic() - started, 1), **shown}
                 lasting |= stage.watch() if stage.watch else {}
                 curve.append(lasting)
@@ -153,17 +153,17 @@ def _groups(stage: Stage) -> list[dict]:
     return [group for optimiser in stage.optimisers for group in optimiser.param_groups]
 
 
-def _save(stage: Stage, path: Path, step: int, seconds: float) -> None:
-    state = {"step": step, "seconds": seconds, "recipe": json.dumps(stage.recipe),
+def _save(stage: Stage, path: Path, step: int, seconds: float, recent: list[float]) -> None:
+    state = {"step": step, "seconds": seconds, "recent": recent, "recipe": json.dumps(stage.recipe),
              "parts": {name: part.state_dict() for name, part in stage.parts.items()},
              "optimisers": [optimiser.state_dict() for optimiser in stage.optimisers]}
     write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
-def _restore(stage: Stage, path: Path) -> tuple[int, float]:
-    """Load a checkpoint into a stage; (step, seconds trained so far), or (0, 0) where there is none."""
+def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
+    """Load a checkpoint into a stage; (step, seconds trained so far, last losses), or (0, 0, []) where there is none."""
     if not path.exists():
-        return 0, 0.0
+        return 0, 0.0, []
     try:
         state = torch.load(path, weights_only=True)
         recipe = json.loads(state["recipe"])
@@ -179,7 +179,7 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float]:
         part.load_state_dict(state["parts"][name])
     for optimiser, saved in zip(stage.optimisers, state["optimisers"]):
         optimiser.load_state_dict(saved)
-    return state["step"], state["seconds"]
+    return state["step"], state["seconds"], state.get("recent", [])
 
 
 def _hash(*what: object) -> int:
@@ -194,7 +194,7 @@ def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0,
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.endswith(("anchor_in.weight", "frames_in.weight")))
         (inner if muon and matrix else other).append(parameter)
-    made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8,
+    made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True,
                               weight_decay=0.0 if muon else weight_decay)]
     if inner:
         made.append(torch.optim.Muon(inner, lr=muon * learning_rate, momentum=0.95, weight_decay=weight_decay,
@@ -299,7 +299,7 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
     """
     batch = metrics.evaluation_batch(dataset, split, range(count))
     frames = (batch.truth * 255).round().to(torch.uint8).squeeze(2).numpy()
-    ids = torch.from_numpy(encode_frames(vqvae.eval(), frames).astype(np.int64))
+    ids = torch.from_numpy(encode_frames(vqvae.eval(), frames, next(vqvae.parameters()).device).astype(np.int64))
     down = vqvae.config.down
     moved = (batch.truth[:, 1:] != batch.truth[:, :-1]).any(2).float()
     moved = F.max_pool2d(moved, down).bool()
@@ -343,7 +343,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                   optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay), step, None,
                   watch, recipe.evaluate_every, seed,
-                  _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)})
+                  _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
+                  | ({"start": fingerprint(start)} if start is not None else {}))
     done = fit(stage, folder, until=until, progress=progress)
     return mage.eval(), done
 
@@ -376,10 +377,8 @@ def corrupted(ids: Tensor, mage: MAGE, recipe: MAGERecipe, draw: np.random.Gener
 
     In training the model sees true frames, in generation its own: what it cannot see, it cannot lean on.
     """
-    if not recipe.hide_all and not recipe.hide_some:
-        return ids
     given = ids.clone()
-    for clip in given:
+    for clip in given if recipe.hide_all or recipe.hide_some else ():
         kind, share = draw.random(2)
         hidden = torch.from_numpy(draw.random(clip[1:].shape) < share / 2)
         if kind < recipe.hide_all:
@@ -400,21 +399,28 @@ def guessed(ids: Tensor, captions_: Tensor, speed: Tensor, mage: MAGE, frames: T
     given[:, 1:] = mage.config.hidden_id
     if not len(ids):
         return given
-    wanted = torch.arange(ids.shape[1] - 1) if frames is None else frames
-    sources = (wanted[1:] - 1).unique()
-    sources = sources if len(sources) and sources[0] == 0 else F.pad(sources, (1, 0))
+    wanted = torch.arange(1, ids.shape[1] - 1) if frames is None else frames[1:]
+    if not len(wanted):
+        return given
+    sources = wanted - 1
+    sources = sources if sources[0] == 0 else F.pad(sources, (1, 0))
     device = next(mage.parameters()).device
     with autocast(device):
         out = mage(given.to(device), captions_.to(device), speed.to(device), target_ids=ids.to(device),
                    frames=sources.to(device))
-    given[:, sources + 1] = out.logits.argmax(-1).to(given.device)
+    given[:, wanted] = out.logits[:, -len(wanted):].argmax(-1).to(given.device)
     return given
 
 
 def balanced(ids: Tensor, frames: Tensor | None, draw: np.random.Generator) -> Tensor:
-    """Which targets count (b s h w): all that differ from the first frame's token, and as many of the others, drawn."""
+    """Which targets count (b s h w): all that differ from the first frame's token, and as many of the others, drawn.
+
+    All of them where none differs: a loss over nothing is not a number.
+    """
     targets = ids[:, 1:] if frames is None else ids[:, frames + 1]
     changed = targets != ids[:, :1]
+    if not changed.any():
+        return ~changed
     share = changed.float().mean() / (~changed).float().mean().clamp_min(1e-6)
     return changed | torch.from_numpy(draw.random(targets.shape) < share.item())
 

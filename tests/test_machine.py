@@ -110,6 +110,17 @@ def test_the_module_itself_describes_its_fast_self():
     assert done.stdout.startswith("machine: ") and "fast allocator" in done.stdout
 
 
+def test_settings_are_printed_for_another_program(monkeypatch, capsys):
+    monkeypatch.setenv(machine.TUNABLES, "glibc.pthread.rseq=0")
+    machine.main(["--allocator"])
+    printed = capsys.readouterr().out
+    expected = machine.fast_allocator_environment()
+    assert printed.split() == [f"{name}={value}" for name, value in expected.items()]  # one word: `env` reads it
+    monkeypatch.setattr(machine, "glibc_version", lambda: None)
+    machine.main(["--allocator"])
+    assert capsys.readouterr().out.split() == []
+
+
 def test_relaunch_never_ends_another_program(monkeypatch):
     def exec_called(*_):
         raise AssertionError("the test process would have been replaced")
