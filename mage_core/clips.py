@@ -122,8 +122,8 @@ def encode_frames(vqvae, frames: np.ndarray, device: torch.device | str = "cpu")
     """8-bit frames (b t H W) or (b t H W c) as token ids (b t h w) uint16; a frame equal to its predecessor once."""
     b, t = frames.shape[:2]
     flat = frames.reshape(b * t, *frames.shape[2:])
-    again = np.zeros(b * t, bool)
-    again[1:] = (flat[1:] == flat[:-1]).reshape(b * t - 1, -1).all(1)
+    rows, again = flat.reshape(b * t, -1), np.zeros(b * t, bool)
+    again[1:] = (rows[1:] == rows[:-1]).all(1)
     images = torch.from_numpy(flat[~again]).to(device).float() / 255
     images = images[:, None] if frames.ndim == 4 else images.permute(0, 3, 1, 2)
     images = images.contiguous(memory_format=torch.channels_last)

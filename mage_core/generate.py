@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -49,20 +50,26 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
 @torch.no_grad()
 def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: str, images: Tensor, sentences: Sequence[str],
                     speeds: Sequence[float], seeds: Sequence[int] | None = None, *,
-                    device: str | torch.device | None = None) -> Tensor:
+                    device: str | torch.device | None = None, decode: str = "mean") -> Tensor:
     """A batch of images (b c H W), sentences, speeds and seeds to videos (b T c H W), all in [0, 1].
 
+    `decode` is "mean", each token decoded as its mean code (see `MAGE.generate`), or "argmax", as the released code does.
     `dataset` names the captions' grammar. The first frame is the image itself; the others are decoded from tokens.
     """
     device = torch.device(device) if device is not None else next(mage.parameters()).device
+    if decode not in ("mean", "argmax"):
+        raise ValueError(f"decode is {decode!r}: it must be 'mean' or 'argmax'")
     vqvae, mage = vqvae.to(device).eval(), mage.to(device)
     noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
     with autocast(device):   # as the training's tokens were made
         first = vqvae.encode(images.to(device))
-        ids = mage.generate(first, text_ids(sentences, dataset).to(device),
-                            torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise)
-    frames = vqvae.decode(rearrange(ids, "b t h w -> (b t) h w"))
-    videos = rearrange(frames, "(b t) c h w -> b t c h w", b=len(ids)).cpu()
+        ids, codes = mage.generate(first, text_ids(sentences, dataset).to(device),
+                                 torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise,
+                                   codes=vqvae.codebook)
+    if decode == "argmax":
+        codes = F.embedding(ids, vqvae.codebook)
+    frames = vqvae.decode_codes(rearrange(codes, "b t h w e -> (b t) h w e"))
+    videos = rearrange(frames, "(b t) c h w -> b t c h w", b=len(images)).cpu()
     videos[:, 0] = images
     return videos
 

@@ -197,21 +197,24 @@ class MAGE(nn.Module):
 
     @torch.no_grad()
     def generate(self, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
-                 prior_noise: Tensor | None = None, recompute: bool = False) -> Tensor:
+                 prior_noise: Tensor | None = None, recompute: bool = False,
+                 codes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """First frame's token ids (b h w), caption ids (b l), speed (b,) -> the clip's token ids (b T h w), T frames.
 
         Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
-        stochastic model, drawn where not given. Dropout is off. ValueError for shapes that do not fit together.
+        stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the mean
+        code (b T h w e) under each token's predicted distribution: the picture of least squared error where the model
+        is not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
         """
         training = self.training
         try:
-            return self.eval()._generate(first_token_ids[:, None], text_ids, speed, prior_noise, recompute)
+            return self.eval()._generate(first_token_ids[:, None], text_ids, speed, prior_noise, recompute, codes)
         finally:
             self.train(training)
 
     def _generate(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
-                  recompute: bool) -> Tensor:
+                  recompute: bool, codes: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         config = self.config
         self._check(token_ids, text_ids, speed, r)
         if r is None and config.stochastic:
@@ -221,15 +224,19 @@ class MAGE(nn.Module):
 
         cache = None if recompute else FrameCache(config.clip_length)
         new, given = first, anchor
+        means = [] if codes is None else [F.embedding(token_ids, codes.float())]
         for _ in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed)
-            next_ids = self.generator.logits(features[:, -1:]).argmax(-1)
+            logits = self.generator.logits(features[:, -1:])
+            next_ids = logits.argmax(-1)
+            if codes is not None:
+                means.append(logits.float().softmax(-1) @ codes.float())
             token_ids = torch.cat([token_ids, next_ids], 1)
             if recompute:
                 new = self.visual_tokens(token_ids)
             else:
                 new, given = self.visual_tokens(next_ids), None
-        return token_ids
+        return token_ids if codes is None else (token_ids, torch.cat(means, 1))
 
     # ---- a start that knows the codes
 

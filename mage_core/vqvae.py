@@ -319,6 +319,10 @@ class VQVAE(nn.Module):
         """Token ids (b h w) -> images (b c H W), unclipped, nominally in `pixel_range`."""
         return self.decoder(self.embed(token_ids))
 
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Code vectors (b h w e), not necessarily of the codebook -> images (b c H W), clipped to [0, 1]."""
+        return self.from_network(self.decoder(rearrange(codes, "b h w e -> b e h w")))
+
     def reconstruct_network(self, images: Tensor) -> Tensor:
         """Images (b c H W) in `pixel_range` -> the same through the tokens."""
         return self.decode_network(self.encode_network(images))

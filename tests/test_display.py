@@ -1,0 +1,303 @@
+"""Files that other programs can read, figures that show what they say, and the panel without a browser."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image, ImageSequence
+
+matplotlib.use("Agg")
+
+from mage_core import display  # noqa: E402  after the backend is chosen
+from mage_core.captions import parse  # noqa: E402
+from mage_core.moving_mnist import MovingMNIST  # noqa: E402
+
+
+def video(frames: int = 6, channels: int = 1, size: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.rand(frames, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def gif_frames(content: bytes) -> list[tuple[np.ndarray, int]]:
+    with Image.open(io.BytesIO(content)) as file:
+        return [(np.asarray(frame.convert("RGB")), frame.info["duration"])
+                for frame in ImageSequence.Iterator(file)]
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def test_frames_become_8_bit():
+    assert (display.frames_uint8(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.2]).view(5, 1, 1, 1)).ravel()
+            == [0, 0, 128, 255, 255]).all()
+    assert display.frames_uint8(video(channels=3)).shape == (6, 16, 16, 3)
+    bytes_ = (video() * 255).to(torch.uint8)
+    assert (display.frames_uint8(bytes_) == bytes_[:, 0].numpy()).all()
+    assert (display.frames_uint8(video().numpy()) == display.frames_uint8(video())).all()
+
+
+@pytest.mark.parametrize("wrong, word", [
+    (torch.zeros(1, 6, 1, 16, 16), r"videos\[0\]"), (torch.zeros(6, 2, 16, 16), "c = 1 or 3"),
+    (torch.zeros(0, 1, 16, 16), "t c H W"), (torch.zeros(6, 1, 16, 16, dtype=torch.int64), "float in"),
+    (torch.full((6, 1, 16, 16), float("inf")), "finite"),
+])
+def test_bad_videos_are_named(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        display.gif_bytes(wrong)
+
+
+def test_a_grey_gif_keeps_every_value_and_its_time(tmp_path):
+    path = display.save_gif(video(), tmp_path / "new" / "clip.gif", fps=4, scale=2)
+    found = gif_frames(path.read_bytes())
+    expected = display.frames_uint8(video()).repeat(2, axis=1).repeat(2, axis=2)
+    assert len(found) == 6
+    for (frame, duration), right in zip(found, expected):
+        assert duration == 250
+        assert (frame == right[..., None]).all()
+    assert [entry.name for entry in path.parent.iterdir()] == ["clip.gif"]
+
+
+def test_a_gif_that_stands_still_lasts_as_long():
+    still = video(1).expand(8, 1, 16, 16)
+    found = gif_frames(display.gif_bytes(torch.cat([still, 1 - still[:1]]), fps=5))
+    assert sum(duration for _, duration in found) == 9 * 200
+
+
+def test_a_colour_gif_is_near_and_does_not_flicker():
+    colours = torch.linspace(0, 1, 16).view(1, 1, 1, 16).expand(4, 3, 16, 16).clone()
+    colours[:, 0] *= 0.5
+    for frame in range(4):
+        colours[frame, :, 2:6, 3 * frame:3 * frame + 3] = torch.rand(3, 1, 1)
+    found = [frame for frame, _ in gif_frames(display.gif_bytes(colours))]
+    expected = display.frames_uint8(colours)
+    assert np.abs(np.stack(found).astype(int) - expected).mean() < 4
+    assert all((frame[8:] == found[0][8:]).all() for frame in found)
+
+
+def test_an_mp4_plays_elsewhere(tmp_path):
+    pytest.importorskip("av", reason="MP4 is the video extra")
+    import imageio.v3 as imageio
+
+    smooth = torch.nn.functional.interpolate(video(6, 3, 4), (63, 50), mode="bilinear")
+    path = display.save_video(smooth, tmp_path / "clip.mp4", fps=8)
+    found = imageio.imread(path, plugin="pyav")
+    assert found.shape == (6, 64, 50, 3)  # H.264 wants even sides
+    assert np.abs(found[:, :63].astype(int) - display.frames_uint8(smooth)).mean() < 6
+    assert imageio.immeta(path, plugin="pyav")["fps"] == 8
+    grey = imageio.imread(display.save_video(video(), tmp_path / "grey.mp4"), plugin="pyav")
+    assert grey.shape == (6, 16, 16, 3)
+
+
+def test_the_suffix_chooses_and_mistakes_are_named(tmp_path, monkeypatch):
+    assert display.save_video(video(), tmp_path / "A.GIF").read_bytes()[:3] == b"GIF"
+    with pytest.raises(ValueError, match=r"'\.avi'.*\.gif or \.mp4"):
+        display.save_video(video(), tmp_path / "clip.avi")
+    for options in ({"fps": 0}, {"fps": 80}, {"scale": 0}, {"scale": 1.5}):
+        with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+            display.save_video(video(), tmp_path / "clip.gif", **options)
+    monkeypatch.setitem(sys.modules, "av", None)  # as where PyAV is not installed
+    for fails in (lambda path: display.save_video(video(), path), display.check_video_name):
+        with pytest.raises(ImportError, match="pip install av"):
+            fails(tmp_path / "clip.mp4")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["A.GIF"]
+
+
+def test_a_notebook_gets_the_gif():
+    shown = display.show_gif(video(), fps=5, scale=2)
+    assert shown._repr_mimebundle_()[0]["image/gif"] if hasattr(shown, "_repr_mimebundle_") else shown.data
+    assert shown.data == display.gif_bytes(video(), fps=5, scale=2)
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+def test_a_film_strip_frames_the_input_and_shows_every_frame():
+    rows = {"truth": video(5, seed=1), "the digit 7 is moving up then down .": video(4, seed=2)}
+    figure = display.film_strip(rows, title="η = 0.5")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(rows)
+    for axis, frames in zip(figure.axes, rows.values()):
+        strip = np.asarray(axis.images[0].get_array())
+        expected = display.frames_uint8(frames)
+        starts = [0] + [16 + 3 * display.FILM_GAP + k * (16 + display.FILM_GAP) for k in range(4)]
+        for start, frame in zip(starts, expected):
+            assert (strip[:, start:start + 16] == frame).all()
+        (frame,) = axis.patches
+        assert (frame.get_width(), frame.get_height()) == (16, 16)
+        assert matplotlib.colors.to_hex(frame.get_edgecolor()) == display.ACCENT
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["input", "2", "3", "4", "5"]
+    assert pixels(figure).std() > 0
+    assert not matplotlib.pyplot.get_fignums()
+
+
+def test_a_film_strip_can_leave_frames_out():
+    figure = display.film_strip({"": video(10, 3)}, every=3)
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["input", "4", "7", "10"]
+
+
+def test_bad_strips_are_named():
+    with pytest.raises(ValueError, match="no videos"):
+        display.film_strip({})
+    with pytest.raises(ValueError, match="unequal"):
+        display.film_strip({"a": video(), "b": video(size=8)})
+    with pytest.raises(ValueError, match="must agree"):
+        display.comparison(video(5), video(6), caption="", speed=0.5)
+    with pytest.raises(ValueError, match="open interval"):
+        display.comparison(video(5), video(5), caption="", speed=1.0)
+
+
+def test_a_comparison_tells_the_psnr_and_shows_the_difference():
+    truth = torch.full((3, 1, 16, 16), 0.5)
+    made = truth + 0.1
+    figure = display.comparison(truth, made, caption="the digit 7 ...", speed=0.25)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["truth", "generated: 20.0 dB", "difference"]
+    assert "η = 0.25" in figure.get_suptitle()
+    assert np.asarray(figure.axes[2].images[0].get_array())[0, 0] == 26  # 0.1 of 255
+    two = display.comparison(truth, {"a": made, "b": truth}, caption="", speed=0.5)
+    assert [axis.get_title(loc="left") for axis in two.axes] == [
+        "truth", "a: 20.0 dB", "a: difference", "b: 50.0 dB", "b: difference"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_attention_is_reddest_where_the_weight_is(channels):
+    image = torch.zeros(channels, 64, 64) if channels == 1 else torch.ones(channels, 64, 64)
+    weights = torch.zeros(2, 16, 16)
+    weights[0, 4, 12] = 0.3
+    weights[1, 12, 4] = 0.001  # each map has its own scale
+    figure = display.overlay_attention(image, weights, ["digit 7", "up"])
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["input", "digit 7", "up"]
+    drawn = pixels(figure).astype(int)
+    height = len(drawn)
+    for axis, (row, column) in zip(figure.axes[1:], ((4, 12), (12, 4))):
+        def redness(y, x):
+            at = axis.transData.transform((4 * x + 1.5, 4 * y + 1.5)).astype(int)
+            red, _, blue, _ = drawn[height - 1 - at[1], at[0]]
+            return red - blue
+
+        assert redness(row, column) > redness(column, row) + 30
+
+
+@pytest.mark.parametrize("weights, words", [
+    (torch.zeros(2, 4, 4), "one"), (torch.zeros(4, 4), ["one", "two"]), (torch.full((4, 4), -1.0), "one"),
+    (torch.full((4, 4), float("nan")), "one"),
+])
+def test_bad_attention_is_named(weights, words):
+    with pytest.raises(ValueError, match="weights"):
+        display.overlay_attention(torch.zeros(1, 8, 8), weights, words)
+
+
+def test_a_token_map_fades_what_did_not_change():
+    ids = torch.zeros(3, 4, 4, dtype=torch.int64)
+    ids[1:, 1, 2] = 5
+    figure = display.token_map(ids, codebook_size=8)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["frame 1", "2: 1 new", "3: 0 new"]
+    alpha = np.asarray(figure.axes[1].images[0].get_alpha())
+    assert alpha[1, 2] == 1.0 and (np.delete(alpha.ravel(), 6) < 0.5).all()
+    colours = figure.axes[0].images[0].get_cmap().colors
+    assert len({tuple(colour) for colour in colours}) == 8 and len(set(colours[0])) == 1
+    pixels(figure)
+    with pytest.raises(ValueError, match="whole numbers"):
+        display.token_map(torch.zeros(3, 4, 4))
+
+
+def test_loss_curves_are_smoothed_in_the_middle():
+    curves = {"train": (range(9), np.arange(9.0)), "test": ([0, 8], [5, 5])}
+    figure = display.loss_curve(curves, smooth=3, log=True)
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train", "test"]
+    raw, smooth, short = axis.lines
+    assert raw.get_ydata().tolist() == list(range(9)) and short.get_ydata().tolist() == [5, 5]
+    np.testing.assert_allclose(smooth.get_xdata(), np.arange(1, 8))
+    np.testing.assert_allclose(smooth.get_ydata(), np.arange(1, 8))
+    with pytest.raises(ValueError, match="'train'"):
+        display.loss_curve({"train": (range(9), range(8))})
+
+
+def test_the_end_of_motion_is_a_line_and_dots():
+    figure = display.motion_end_plot([0.9, 0.1], [5, 9], [6, 9])
+    axis = figure.axes[0]
+    assert axis.lines[0].get_xdata().tolist() == [0.1, 0.9]
+    assert axis.lines[0].get_ydata().tolist() == [9, 5]
+    assert axis.collections[0].get_offsets().tolist() == [[0.9, 6.0], [0.1, 9.0]]
+
+
+# ---------------------------------------------------------------------------------------------------- panel
+
+
+@pytest.fixture
+def player():
+    dataset = MovingMNIST("single-mnist")
+    calls = []
+
+    def generate(image, caption, speed, seed):
+        parse(caption, dataset.name)
+        calls.append((caption, speed, seed))
+        return image[None].expand(10, 1, 64, 64) * speed
+
+    image = torch.from_numpy(dataset.video(dataset.spec("test", 0))[0])[None] / 255
+    panel = display.player(generate, image, ["the digit 7 is moving up then down .",
+                                             "the digit 7 is moving left then right ."])
+    return panel, calls
+
+
+def test_the_panel_generates_what_its_parts_say(player):
+    panel, calls = player
+    before = panel.picture.value
+    assert before[:3] == b"GIF"
+    panel.caption.value, panel.speed.value, panel.seed.value = "the digit 7 is moving down then up .", 0.25, 4
+    panel.button.click()
+    assert calls == [("the digit 7 is moving down then up .", 0.25, 4)]
+    assert panel.picture.value == display.gif_bytes(panel.video, panel.fps, panel.scale) != before
+    assert "10 frames" in panel.message.value
+    panel.examples.value = panel.examples.options[1]
+    assert panel.caption.value == "the digit 7 is moving left then right ."
+
+
+def test_the_panel_shows_the_grammar_s_error_and_lives_on(player):
+    panel, calls = player
+    before = panel.picture.value
+    panel.caption.value = "the digit 7 is moving upp then down ."
+    panel.button.click()
+    assert "upp" in panel.message.value and "Traceback" not in panel.message.value
+    assert display.GENERATED in panel.message.value
+    assert panel.picture.value == before and not panel.button.disabled and not calls
+    panel.caption.value = "the digit 7 is moving up then down ."
+    panel.button.click()
+    assert len(calls) == 1 and "upp" not in panel.message.value
+
+
+def test_the_panel_escapes_what_was_typed(player):
+    panel, _ = player
+    panel.caption.value = "<img src=x onerror=alert(1)>"
+    panel.button.click()
+    assert "<img" not in panel.message.value and "&lt;img" in panel.message.value
+
+
+def test_a_bug_in_a_generator_is_shown_and_raised():
+    def broken(image, caption, speed, seed):
+        raise KeyError("weights")
+
+    panel = display.player(broken, torch.zeros(1, 16, 16), "a caption")
+    with pytest.raises(KeyError):
+        panel.play()
+    assert "KeyError" in panel.message.value and not panel.button.disabled
+
+
+def test_the_panel_is_a_widget_to_a_notebook(player):
+    panel, _ = player
+    assert "application/vnd.jupyter.widget-view+json" in panel._repr_mimebundle_()
+    with pytest.raises(ValueError, match="open interval"):
+        display.player(lambda *_: None, torch.zeros(1, 16, 16), "a", speed=0)
+    with pytest.raises(ValueError, match="no captions"):
+        display.player(lambda *_: None, torch.zeros(1, 16, 16), [])

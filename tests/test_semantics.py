@@ -1,0 +1,241 @@
+"""Motion accuracy: the truth is right, other motions are wrong, the candidates are what they should be."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mage_core import semantics
+from mage_core.clips import frame_indices
+from mage_core.metrics import evaluation_batch, to_video
+from mage_core.moving_mnist import DATASETS, Distractor, Mover, MovingMNIST, Spec
+from mage_core.semantics import candidate_clips, frames_until_still, motion_accuracy, wilson_interval
+
+COUNTS = {"single-mnist": 4, "double-mnist": 16, "modified-mnist": 64}
+IMAGES = {digit: int(MovingMNIST("single-mnist").digits.of(digit)[5]) for digit in (3, 4, 5)}
+
+
+@pytest.fixture(params=DATASETS)
+def batch(request):
+    return evaluation_batch(MovingMNIST(request.param), "test", range(40))
+
+
+def single(start_y, motion, speed=0.5):
+    mover = Mover(3, IMAGES[3], start_y, 0.4, motion)
+    return Spec("single-mnist", "mnist-5k", "test", 0, 0, (mover,), None, speed)
+
+
+def judged(videos, batch):
+    return motion_accuracy(videos, batch.dataset, batch.specs, batch.speeds)
+
+
+# ----------------------------------------------------------------------------------------------- candidates
+
+
+def test_candidates_are_all_motions_from_the_same_first_frame(batch):
+    for spec, truth in zip(batch.specs, batch.truth[:, :, 0]):
+        found = candidate_clips(batch.dataset, spec)
+        assert len(found.clips) == len(found.names) == len(set(found.names)) == COUNTS[batch.dataset.name]
+        assert found.names[found.own] == tuple(mover.motion for mover in spec.movers)
+        assert (found.clips[found.own] == (truth * 255).numpy()).all()
+        assert (found.clips[:, 0] == found.clips[found.own, 0]).all()
+
+
+def test_candidates_of_single_by_hand():
+    dataset = MovingMNIST("single-mnist")
+    # frame 0 is after the first step: y = 0.5 - 0.2 = 0.3; digits are pasted at floor(36 p)
+    spec = single(0.5, "up then down", speed=1e-6)
+    found = candidate_clips(dataset, spec, clip_length=5)
+    positions = {
+        "up then down": [(0.3, 0.4), (0.1, 0.4), (0.0, 0.4), (0.2, 0.4), (0.4, 0.4)],
+        "down then up": [(0.3, 0.4), (0.5, 0.4), (0.7, 0.4), (0.9, 0.4), (1.0, 0.4)],
+        "left then right": [(0.3, 0.4), (0.3, 0.2), (0.3, 0.0), (0.3, 0.2), (0.3, 0.4)],
+        "right then left": [(0.3, 0.4), (0.3, 0.6), (0.3, 0.8), (0.3, 1.0), (0.3, 0.8)],
+    }
+    digit = dataset.digits.images[IMAGES[3]]
+    assert {names[0] for names in found.names} == set(positions)
+    for (motion,), clip in zip(found.names, found.clips):
+        for (y, x), frame in zip(positions[motion], clip):
+            top, left = int(36 * y + 1e-9), int(36 * x + 1e-9)
+            expected = np.zeros((64, 64), np.uint8)
+            expected[top:top + 28, left:left + 28] = digit
+            assert (frame == expected).all(), motion
+
+
+def test_candidates_of_modified_take_frames_by_their_own_length_and_keep_the_distractor():
+    dataset = MovingMNIST("modified-mnist")
+    movers = (Mover(3, IMAGES[3], 0.2, 0.5, "up"), Mover(4, IMAGES[4], 0.5, 0.2, "left then right"))
+    spec = Spec("modified-mnist", "mnist-5k", "test", 0, 0, movers, Distractor(5, IMAGES[5], 30, 30), 0.9)
+    found = candidate_clips(dataset, spec)
+    lengths = set()
+    for names, clip in zip(found.names, found.clips):
+        # frame 0 is at the start here, so the simulator itself draws a candidate from scratch
+        other = dataset.with_motions(spec, names)
+        length = dataset.length(other)
+        lengths.add(length)
+        assert (clip == dataset.video(other)[frame_indices(length, 0.9, dataset.interval)]).all()
+        assert (clip[:, 30:58, 30:58] >= dataset.digits.images[IMAGES[5]]).all()
+    assert len(lengths) > 3
+
+
+# ------------------------------------------------------------------------------------------ motion accuracy
+
+
+def test_the_truth_is_right_and_noise_does_not_change_that(batch):
+    assert judged(batch.truth, batch).accuracy == 1.0
+    noise = 0.3 * torch.randn(batch.truth.shape, generator=torch.Generator().manual_seed(0))
+    assert judged(batch.truth + noise, batch).accuracy == 1.0
+    assert judged(0.5 * batch.truth + 0.2, batch).accuracy >= 0.95  # faded
+
+
+def test_clips_of_another_motion_are_wrong_unless_they_equal_the_own(batch):
+    clips, tied = [], []
+    for place, spec in enumerate(batch.specs):
+        found = candidate_clips(batch.dataset, spec)
+        other = (found.own + 1 + place % (len(found.clips) - 1)) % len(found.clips)
+        clips.append(found.clips[other])
+        tied.append((found.clips[other, 1:] == found.clips[found.own, 1:]).all())
+    result = judged(to_video(np.stack(clips)), batch)
+    assert result.correct.tolist() == tied
+    assert sum(tied) < len(tied)
+
+
+def test_the_verdict_is_the_nearest_candidate_by_plain_arithmetic(batch):
+    generator = np.random.default_rng(0)
+    videos, expected = [], []
+    for spec in batch.specs:
+        found = candidate_clips(batch.dataset, spec)
+        a, b = generator.integers(len(found.clips), size=2)
+        share = generator.uniform(0.2, 0.8)
+        a = found.own if generator.random() < 0.5 else a
+        video = (share * found.clips[a] + (1 - share) * found.clips[b]) / 255
+        errors = ((video[1:] - found.clips[:, 1:] / 255) ** 2).mean(axis=(1, 2, 3))
+        own = (found.clips[:, 1:] == found.clips[found.own, 1:]).all(axis=(1, 2, 3))
+        expected.append(bool(errors[own].min() < errors[~own].min()))
+        videos.append(video)
+    result = judged(to_video(np.stack(videos)) * 255, batch)
+    assert result.correct.tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+def test_answers_that_never_move_score_low(batch):
+    repeated = judged(batch.truth[:, :1].expand_as(batch.truth), batch)
+    assert repeated.accuracy <= repeated.chance + 0.2
+    black = judged(torch.zeros_like(batch.truth), batch)
+    assert black.accuracy <= 0.3
+    if batch.dataset.name == "single-mnist":  # as far from every candidate: nothing is nearest
+        assert black.accuracy == 0.0
+
+
+def test_rounding_decides_nothing():
+    # halfway between the own clip and another one: as far from both, whatever the last bit of a sum says
+    batch = evaluation_batch(MovingMNIST("single-mnist"), "test", range(40))
+    found = [candidate_clips(batch.dataset, spec) for spec in batch.specs]
+    halves = [each.clips[[each.own, (each.own + 2) % 4]].mean(axis=0) / 255 for each in found]
+    tied = [(each.clips[each.own] == each.clips[(each.own + 2) % 4]).all() for each in found]
+    result = judged(to_video(np.stack(halves).astype(np.float32)) * 255, batch)
+    assert result.correct.tolist() == tied
+
+
+def test_the_first_frame_does_not_count(batch):
+    videos = batch.truth.clone()
+    videos[:, 0] = 1 - videos[:, 0]
+    assert judged(videos, batch).accuracy == 1.0
+
+
+def test_another_speed_is_judged_at_that_speed():
+    batch = evaluation_batch(MovingMNIST("modified-mnist"), "test", range(20))
+    dataset, fast = batch.dataset, 0.95
+    frames = np.stack([frame_indices(dataset.length(spec), fast, dataset.interval) for spec in batch.specs])
+    videos = to_video(dataset.clips(batch.specs, frames))
+    assert motion_accuracy(videos, dataset, batch.specs, [fast] * 20).accuracy == 1.0
+
+
+def test_chance_and_ties_count_equal_candidates():
+    dataset = MovingMNIST("single-mnist")
+    # stepping down from 0.9, the digit is at the border in frame 0 and turns, as "up then down" does
+    at_border, inside = single(0.9, "down then up"), single(0.5, "down then up")
+    videos = to_video(np.stack([candidate_clips(dataset, spec).clips[2] for spec in (at_border, inside)]))
+    result = motion_accuracy(videos, dataset, [at_border, inside])
+    assert result.counted_as_own.tolist() == [2, 1]
+    assert result.chance == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert result.tied == 0.5
+    assert "chance 0.375" in str(result)
+
+
+def test_batches_add_up(batch):
+    videos = batch.truth.roll(1, dims=0)
+    whole = judged(videos, batch)
+    parts = (motion_accuracy(videos[:7], batch.dataset, batch.specs[:7])
+             + motion_accuracy(videos[7:], batch.dataset, batch.specs[7:]))
+    assert (parts.correct == whole.correct).all()
+    assert (parts.n, parts.chance, parts.tied) == (whole.n, whole.chance, whole.tied)
+
+
+@pytest.mark.parametrize("change, word", [
+    (lambda video: video[0], "b t 1 64 64"), (lambda video: video[:, :1], "at least 2"),
+    (lambda video: video[..., :32], "b t 1 64 64"), (lambda video: video[:1], "equal"),
+    (lambda video: video / 0, "finite"), (lambda video: video.to(torch.uint8), "finite floats"),
+])
+def test_bad_videos_are_named(change, word):
+    batch = evaluation_batch(MovingMNIST("single-mnist"), "test", range(2))
+    with pytest.raises(ValueError, match=word):
+        judged(change(batch.truth), batch)
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe 1998, Statistics in Medicine 17, 857 to 872, Table I, method 3
+    for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+                                    (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(29, 29)[1] == 1.0
+    with pytest.raises(ValueError, match="of 0"):
+        wilson_interval(0, 0)
+
+
+# ------------------------------------------------------------------------------------- when the motion ends
+
+
+def test_frames_until_still_by_hand():
+    ids = torch.tensor([[0, 1, 2, 2, 2], [0, 0, 0, 0, 0], [0, 1, 1, 1, 3], [4, 5, 5, 5, 5]])[..., None, None]
+    assert frames_until_still(ids).tolist() == [3, 1, 5, 2]
+    video = ids[..., None].float() / 10
+    assert frames_until_still(video).tolist() == [3, 1, 5, 2]
+    flicker = video + 0.02 * (torch.arange(5) % 2)[None, :, None, None, None]
+    assert frames_until_still(flicker).tolist() == [3, 1, 5, 2]
+    assert frames_until_still(flicker, tolerance=0.01).tolist() == [5, 5, 5, 5]
+    with pytest.raises(ValueError, match="b t"):
+        frames_until_still(torch.zeros(3))
+
+
+def test_frames_until_still_finds_the_end_of_the_simulated_motion():
+    batch = evaluation_batch(MovingMNIST("modified-mnist"), "test", range(60))
+    dataset, expected = batch.dataset, []
+    for spec, speed in zip(batch.specs, batch.speeds):
+        last = dataset.length(spec) - 1
+        picked = frame_indices(last + 1, speed, dataset.interval).tolist()
+        expected.append(picked.index(last) + 1 if last in picked else 10)
+    assert frames_until_still(batch.truth).tolist() == expected
+    assert min(expected) < 8
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=8))
+def test_what_comes_after_the_end_is_still_and_what_comes_before_is_not(values):
+    frames = np.array(values)[None, :, None, None]
+    end = int(frames_until_still(frames)[0])
+    assert len(set(values[end - 1:])) == 1
+    assert end == 1 or values[end - 2] != values[end - 1]
+
+
+def test_every_pair_of_motions_is_a_candidate_once():
+    spec = MovingMNIST("double-mnist").spec("train", 0)
+    names = candidate_clips(MovingMNIST("double-mnist"), spec).names
+    four = ("up then down", "left then right", "down then up", "right then left")
+    assert set(names) == set(product(four, four))
+    assert semantics.ROUNDING < 1e-4
