@@ -1,0 +1,353 @@
+"""Folders of real videos with captions: the authors' CATER-GEN layout, any footage, and KTH (paper 4.1, C.6).
+
+    CATER-GEN-v1/
+      videos/CLEVR_new_000000.avi ...
+      train_explicit.json  test_explicit.json  train_ambiguous.json  test_ambiguous.json
+
+A JSON file is {"0": {"video": "videos/CLEVR_new_000123.avi", "caption": " the cone is ..."}, "1": ...}. A folder of
+other footage has `train.json` and `test.json` of the same form; there an entry may name its part of the video, the
+frames from `first` up to and without `end`. Videos are read and written through PyAV, the extra `video`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mage_core.cater.scene import DATASETS, MODES, CaterGen
+from mage_core.files import write_whole
+from mage_core.moving_mnist import _Draws
+
+RATE = 24  # frames a second of what is written, as Blender's
+QUALITY = 2  # of the JPEGs, 2 (best) to 31
+_SPLITS = ("train", "test")
+
+KTH_ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
+_KTH_SPLITS = {  # persons of the original split
+    "train": (11, 12, 13, 14, 15, 16, 17, 18),
+    "validation": (1, 4, 19, 20, 21, 23, 24, 25),
+    "test": (2, 3, 5, 6, 7, 8, 9, 10, 22),
+}
+_KTH_LINE = re.compile(r"^person(\d\d)_([a-z]+)_d([1-4])\s+frames\s+([\d\s,-]+)$")
+
+
+@cache
+def _av():
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("videos are read and written with PyAV, which is not installed: "
+                          "python -m pip install 'av>=14' (the extra `video` of this project)") from error
+    return av
+
+
+# ------------------------------------------------------------------------------------------ one video
+
+
+def write_video(path: str | Path, frames: np.ndarray) -> Path:
+    """Write uint8 (n, H, W, 3) as a Motion-JPEG AVI of 24 frames a second, whole or not at all.
+
+    Raises ValueError for another shape or type, or an odd height or width, ImportError without PyAV.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"frames are {frames.dtype} of shape {frames.shape}: expected uint8 (n, H, W, 3), n > 0")
+    av = _av()
+
+    def write(temporary: Path) -> None:
+        with av.open(str(temporary), "w", format="avi") as file:
+            stream = file.add_stream("mjpeg", rate=RATE, options={"qmin": str(QUALITY), "qmax": str(QUALITY)})
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuvj444p"
+            for frame in frames:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode())
+
+    return write_whole(path, write)
+
+
+def read_video(path: str | Path, *, first: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+    """The frames of a video from `first` up to and without `end`, one after another: uint8 (H, W, 3).
+
+    Raises FileNotFoundError where there is no such file, ValueError for one that is no video, ImportError without
+    PyAV.
+    """
+    av = _av()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no video {path}")
+    try:
+        with av.open(str(path)) as file:
+            for number, frame in enumerate(file.decode(video=0)):
+                if end is not None and number >= end:
+                    return
+                if number >= first:
+                    yield frame.to_ndarray(format="rgb24")
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+
+
+def fit(frame: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of a frame (H, W, 3) at (size, size, 3), uint8, each pixel the mean of what it covers."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = frame[top:top + side, left:left + side]
+    if side == size:
+        return np.ascontiguousarray(square)
+    kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(square).resize((size, size), kernel))
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A sample of a folder: part of a video, its caption, and the speed eta at which it is seen."""
+
+    dataset: str
+    split: str
+    index: int
+    video: str
+    caption: str
+    speed: float
+    first: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """A folder of videos with captions, as a dataset.
+
+    `name` is cater-gen-v1 or v2 for the authors' layout (then `mode` says which captions), or any other word for
+    other footage, whose vocabulary is that of its own training captions. Raises ValueError for an unknown mode,
+    FileNotFoundError for a folder or a list that is not there, ValueError for a list that breaks the layout.
+    """
+
+    root: str | Path
+    name: str = "folder"
+    mode: str = "explicit"
+    image_size: int = 128
+    interval: tuple[float, float] = (3.0, 6.0)
+    channels = 3
+    clip_length = 10
+
+    def __post_init__(self):
+        object.__setattr__(self, "root", Path(self.root))
+        if self.mode not in MODES:
+            raise ValueError(f"unknown captions {self.mode!r}: use one of {', '.join(MODES)}")
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"no folder {self.root}")
+        self._entries  # a broken list is told now, not after an hour of training
+
+    @cached_property
+    def _entries(self) -> dict[str, tuple[dict, ...]]:
+        suffix = f"_{self.mode}" if self.name in DATASETS else ""
+        names = {split: f"{split}{suffix}.json" for split in (*_SPLITS, "validation")}
+        absent = [names[split] for split in _SPLITS if not (self.root / names[split]).is_file()]
+        if absent:
+            raise FileNotFoundError(f"{self.root} has no {' and no '.join(absent)}; a folder of videos has "
+                                    f"{names['train']} and {names['test']} beside its videos")
+        return {split: _entries(self.root, self.root / name)
+                for split, name in names.items() if (self.root / name).is_file()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of samples in each split."""
+        return {split: len(entries) for split, entries in self._entries.items()}
+
+    def spec(self, split: str, index: int, seed: int = 0) -> Footage:
+        """The sample at `index` of `split`; the seed draws its speed.
+
+        Raises ValueError for an unknown split, IndexError for an index that the folder has not.
+        """
+        if split not in self._entries:
+            raise ValueError(f"unknown split {split!r}: use one of {', '.join(self._entries)}")
+        entries = self._entries[split]
+        if not 0 <= index < len(entries):
+            raise IndexError(f"no sample {index} in {split!r} of {self.root}: it has {len(entries)}, numbered from 0")
+        entry = entries[index]
+        speed = _Draws("footage", self.name, split, index, seed).inside()
+        return Footage(self.name, split, index, entry["video"], entry["caption"], speed, entry.get("first", 0),
+                       entry.get("end"))
+
+    def caption(self, spec: Footage) -> str:
+        """The caption of a sample, without blanks around it."""
+        return spec.caption
+
+    def length(self, spec: Footage) -> int:
+        """The frames of a sample."""
+        return spec.end - spec.first if spec.end is not None else _count(self.root / spec.video) - spec.first
+
+    def lengths(self, specs: Sequence[Footage]) -> np.ndarray:
+        """The frames of several samples: int64 (b,)."""
+        return np.array(_together(self.length, specs), np.int64)
+
+    def video(self, spec: Footage) -> np.ndarray:
+        """All frames of a sample: uint8 (n, H, W, 3)."""
+        return self._frames(spec, range(self.length(spec)))
+
+    def clips(self, specs: Sequence[Footage], indices: np.ndarray) -> np.ndarray:
+        """The frames `indices` (b, T) of b samples: uint8 (b, T, H, W, 3). Videos are read on all cores.
+
+        Raises ValueError for indices of another shape, and for a frame that a video has not.
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 2 or len(indices) != len(specs) or indices.dtype.kind not in "iu":
+            raise ValueError(f"indices are {indices.dtype} of shape {indices.shape}: expected whole numbers, "
+                             f"({len(specs)}, T), a row for each of the {len(specs)} samples")
+        clips = _together(lambda pair: self._frames(*pair), list(zip(specs, indices.tolist())))
+        return np.stack(clips) if clips else np.zeros((0, indices.shape[1], *(self.image_size,) * 2, 3), np.uint8)
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """[PAD] [CLS] [SEP] and the words of the training captions, sorted; a word's place is its token id."""
+        words = {word for entry in self._entries["train"] for word in _words(entry["caption"])}
+        return ("[PAD]", "[CLS]", "[SEP]", *sorted(words))
+
+    def encode(self, sentence: str) -> list[int]:
+        """Token ids of a sentence by `vocabulary`; ValueError for a word that no training caption has."""
+        ids = {word: number for number, word in enumerate(self.vocabulary)}
+        for word in _words(sentence):
+            if word not in ids:
+                raise ValueError(f"unknown word {word!r} in {sentence!r}: the captions of this folder have "
+                                 f"{', '.join(self.vocabulary[3:])}")
+        return [1, *(ids[word] for word in _words(sentence)), 2]
+
+    def _frames(self, spec: Footage, wanted: Sequence[int]) -> np.ndarray:
+        wanted = list(wanted)
+        if min(wanted, default=0) < 0:
+            raise ValueError(f"frame {min(wanted)} of {spec.video}: frames are numbered from 0 on")
+        last, needed, found = max(wanted, default=-1), set(wanted), {}
+        end = spec.first + last + 1 if spec.end is None else min(spec.end, spec.first + last + 1)
+        for number, frame in enumerate(read_video(self.root / spec.video, first=spec.first, end=end)):
+            if number in needed:
+                found[number] = fit(frame, self.image_size)
+        if last not in found and wanted:
+            raise ValueError(f"{spec.video} has no frame {last} in its sample: it ends after {max(found, default=-1)}")
+        return np.stack([found[number] for number in wanted])
+
+
+def _words(sentence: str) -> list[str]:
+    return re.findall(r"[-\u2212]?\d+|[^\W\d_]+|[^\w\s]", sentence.lower())
+
+
+def _entries(root: Path, path: Path) -> tuple[dict, ...]:
+    """The checked entries of a list, in the order of their numbers."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        entries = [listed[str(number)] for number in range(len(listed))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of videos: expected {{\"0\": {{\"video\": ..., \"caption\": ...}}, "
+                         f"\"1\": ...}}, numbered without gaps ({error!r})") from error
+    inside = root.resolve()
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("video", "caption")):
+            raise ValueError(f"entry {number} of {path} is {entry!r}: expected \"video\" and \"caption\", two texts")
+        first, end = entry.get("first", 0), entry.get("end")
+        if not isinstance(first, int) or not (end is None or isinstance(end, int)) or first < 0 or (
+                end is not None and end <= first):
+            raise ValueError(f"entry {number} of {path} has first = {first!r}, end = {end!r}: expected two frame "
+                             "numbers, 0 <= first < end")
+        video = (root / entry["video"]).resolve()
+        if not video.is_relative_to(inside):
+            raise ValueError(f"entry {number} of {path} leads out of the folder: {entry['video']!r}")
+        if not video.is_file():
+            raise FileNotFoundError(f"entry {number} of {path} names {entry['video']!r}, which is not in {root}")
+        entry["caption"] = entry["caption"].strip()
+    return tuple(entries)
+
+
+def _count(path: Path) -> int:
+    return sum(1 for _ in read_video(path))
+
+
+def _together(do, items: Sequence) -> list:
+    """`do` of each item, in threads: decoding lets go of Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(do, items))
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def write_folder(name: str, root: str | Path, *, sizes: dict[str, int] | None = None, seed: int = 0,
+                 image_size: int = 256, part: tuple[int, int] = (0, 1), progress: bool = True) -> Path:
+    """CATER-GEN in the authors' layout, drawn here: videos and all four lists.
+
+    `sizes` is the number of videos of each split, the paper's if left out. A run that was stopped goes on where it
+    was; several processes share the work as `part` = (which, of how many). Raises ValueError for an unknown name,
+    sizes or part, or a folder that was begun with other settings.
+    """
+    data = CaterGen(name, image_size=image_size)
+    sizes = dict(data.sizes if sizes is None else sizes)
+    if set(sizes) != set(_SPLITS) or any(not isinstance(n, int) or n < 0 for n in sizes.values()):
+        raise ValueError(f"sizes {sizes}: expected a number of videos for 'train' and for 'test'")
+    if not 0 <= part[0] < part[1]:
+        raise ValueError(f"part {part}: expected (which, of how many), counted from 0")
+    root = Path(root)
+    made = {"dataset": name, "sizes": sizes, "seed": seed, "image_size": image_size}
+    note = root / "made_by.json"
+    if note.is_file() and (before := json.loads(note.read_text())) != made:
+        raise ValueError(f"{root} was begun with {before}, not with {made}: choose another folder or the same settings")
+    write_whole(note, lambda path: path.write_text(json.dumps(made)))
+    videos = [(split, index) for split in _SPLITS for index in range(sizes[split])]
+    paths = {key: f"videos/CLEVR_new_{number:06d}.avi" for number, key in enumerate(videos)}
+    for mode in MODES:
+        said = CaterGen(name, mode)
+        for split in _SPLITS:
+            # the authors' captions begin with a blank
+            sentences = [said.caption(data.spec(split, index, seed)) for index in range(sizes[split])]
+            listed = {str(index): {"video": paths[split, index], "caption": f" {sentence}"}
+                      for index, sentence in enumerate(sentences)}
+            text = json.dumps(listed, indent=0)
+            write_whole(root / f"{split}_{mode}.json", lambda path, text=text: path.write_text(text))
+    share = [key for key in videos[part[0]::part[1]] if not (root / paths[key]).is_file()]
+    for split, index in tqdm(share, desc=f"videos of {name}", unit="video", disable=not progress):
+        write_video(root / paths[split, index], data.video(data.spec(split, index, seed)))
+    return root
+
+
+def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
+    """The lists of a KTH folder: `train.json`, `validation.json` and `test.json` by the original split of persons.
+
+    `root` holds the downloaded videos (person01_boxing_d1_uncomp.avi, in any subfolder); `sequences` is KTH's own
+    file of frame ranges, one sample each. Captions are "A person is boxing." Returns the number of samples of each
+    split. Raises ValueError for a line of another form or an unknown action, FileNotFoundError for a video that
+    `sequences` gives frames of and that is not there.
+    """
+    root = Path(root)
+    videos = {path.name.removesuffix("_uncomp.avi"): path for path in sorted(root.rglob("person*_uncomp.avi"))}
+    lists: dict[str, dict[str, dict]] = {split: {} for split in _KTH_SPLITS}
+    for number, line in enumerate(Path(sequences).read_text().splitlines(), 1):
+        line = line.strip()
+        if not line.startswith("person") or "missing" in line:  # prose; one video was never released
+            continue
+        match = _KTH_LINE.match(line)
+        if not match or match[2] not in KTH_ACTIONS:
+            raise ValueError(f"line {number} of {sequences} is {line!r}: expected e.g. "
+                             "'person01_boxing_d1 frames 1-95, 96-185'")
+        name = f"person{match[1]}_{match[2]}_d{match[3]}"
+        if name not in videos:
+            raise FileNotFoundError(f"line {number} of {sequences} is about {name}_uncomp.avi, which is not in {root}")
+        split = next((s for s, persons in _KTH_SPLITS.items() if int(match[1]) in persons), None)
+        if split is None:
+            raise ValueError(f"line {number} of {sequences} is about person {match[1]}: KTH has 01 to 25")
+        for span in filter(None, (part.strip() for part in match[4].split(","))):
+            first, last = map(int, span.split("-"))
+            lists[split][str(len(lists[split]))] = {
+                "video": videos[name].relative_to(root).as_posix(), "caption": f"A person is {match[2]}.",
+                "first": first - 1, "end": last}
+    for split, listed in lists.items():
+        text = json.dumps(listed, indent=0)
+        write_whole(root / f"{split}.json", lambda path, text=text: path.write_text(text))
+    return {split: len(listed) for split, listed in lists.items()}
