@@ -1,0 +1,334 @@
+"""`generate`: every kind of image, every wrong argument, and what is written where."""
+
+import io
+import math
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from PIL import Image
+
+import mage_core
+from mage_core import display, generate as module_or_function, weights
+from mage_core.captions import CaptionError
+from mage_core.clips import load_dataset, text_ids
+from mage_core.generate import generate, generate_videos, read_image
+from mage_core.machine import autocast
+from mage_core.mage import MAGE, likely_mean
+from mage_core.presets import PRESETS, mage_config, vqvae_config
+from mage_core.vqvae import VQVAE
+
+SENTENCE = "the digit 7 is moving up then down ."
+
+
+def untrained(dataset_name="single-mnist", **options):
+    """Both stages with weights that make something of every input."""
+    torch.manual_seed(0)
+    dataset, chosen = load_dataset(dataset_name), PRESETS["smoke"]
+    vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset)).eval()
+    specs = [dataset.spec("train", index) for index in range(40)]
+    vqvae.initialise(torch.from_numpy(dataset.clips(specs, np.zeros((40, 1), int))).float() / 255)
+    mage = MAGE(mage_config(chosen.mage, dataset, vqvae.config.codebook_size)).eval()
+    mage.initialise_from_codes(vqvae.codebook)
+    with torch.no_grad():
+        for parameter in mage.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return vqvae, mage
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A file of weights."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    weights.save(path, *untrained(), {"dataset": "single-mnist", "digit_set": "mnist-5k"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(path):
+    return weights.load(path)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """The first image of a test pair, uint8 (64, 64)."""
+    dataset = load_dataset("single-mnist")
+    return dataset.video(dataset.spec("test", 0))[0]
+
+
+@pytest.fixture(scope="module")
+def video(trained, pixels):
+    return generate(pixels, SENTENCE, 0.5, weights=trained)
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """Without bf16, in which the arithmetic of a larger batch tips tokens that an untrained model finds nearly tied."""
+    monkeypatch.setattr(sys.modules["mage_core.generate"], "autocast", lambda device: nullcontext())
+
+
+# ---------------------------------------------------------------- what comes out
+
+def test_the_call_of_the_readme_is_the_packages():
+    assert mage_core.generate is generate is module_or_function and mage_core.load is weights.load
+
+
+def test_a_video_starts_with_the_image_and_goes_on_in_its_range(video, pixels):
+    assert video.shape == (10, 1, 64, 64) and video.dtype == torch.float32
+    assert torch.equal(video[0, 0], torch.from_numpy(pixels).float() / 255)
+    assert video.isfinite().all() and video.min() >= 0 and video.max() <= 1
+    assert not torch.equal(video[1], video[9]), "an untrained model that makes a still video tests nothing"
+
+
+def in_a_file(mode, suffix):
+    def write(pixels, folder):
+        path = folder / f"image{suffix}"
+        Image.fromarray(pixels).convert(mode).save(path)
+        return path
+    return write
+
+
+IMAGES = {
+    "path to PNG": in_a_file("L", ".png"),
+    "text path": lambda pixels, folder: str(in_a_file("L", ".png")(pixels, folder)),
+    "colour PNG": in_a_file("RGB", ".png"),
+    "PNG with alpha": in_a_file("RGBA", ".png"),
+    "palette GIF": in_a_file("L", ".gif"),
+    "PIL": lambda pixels, folder: Image.fromarray(pixels),
+    "colour PIL": lambda pixels, folder: Image.fromarray(pixels).convert("RGB"),
+    "uint8 H W": lambda pixels, folder: pixels,
+    "uint8 H W c": lambda pixels, folder: pixels[..., None],
+    "uint8 tensor": lambda pixels, folder: torch.from_numpy(pixels),
+    "uint8 read backwards": lambda pixels, folder: np.ascontiguousarray(pixels[::-1])[::-1],
+    "float c H W": lambda pixels, folder: pixels[None].astype(np.float32) / 255,
+    "float64 H W": lambda pixels, folder: pixels.astype(np.float64) / 255,
+    "float tensor": lambda pixels, folder: torch.from_numpy(pixels)[None].float() / 255,
+    "float tensor with gradient": lambda pixels, folder: (torch.from_numpy(pixels) / 255).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_every_kind_of_image_makes_the_same_video(trained, pixels, video, tmp_path, kind):
+    made = generate(IMAGES[kind](pixels, tmp_path), SENTENCE, 0.5, weights=trained)
+    torch.testing.assert_close(made, video, atol=1e-6, rtol=0)
+    assert not made.requires_grad
+
+
+def test_weights_are_a_file_a_name_or_what_load_returned(path, trained, pixels, video, tmp_path, monkeypatch):
+    assert torch.equal(generate(pixels, SENTENCE, 0.5, weights=path), video)
+    assert torch.equal(generate(pixels, SENTENCE, 0.5, weights=str(path)), video)
+    monkeypatch.setattr(weights, "data_folder", lambda: tmp_path)
+    weights.save(tmp_path / "weights" / "mine.safetensors", trained.vqvae, trained.mage, trained.card)
+    torch.testing.assert_close(generate(pixels, SENTENCE, 0.5, weights="mine"), video)
+
+
+def test_a_deterministic_model_ignores_the_seed_and_forgives_spacing(trained, pixels, video):
+    for other in ("The digit  7 is moving up then down.", f"  {SENTENCE.upper()}"):
+        assert torch.equal(generate(pixels, other, 0.5, weights=trained, seed=5, device="cpu"), video)
+
+
+def test_sentence_and_speed_are_read(trained, pixels, video):
+    assert not torch.equal(generate(pixels, "the digit 7 is moving left then right .", 0.5, weights=trained), video)
+    assert not torch.equal(generate(pixels, SENTENCE, 0.9, weights=trained), video)
+
+
+def test_samples_of_a_deterministic_model_are_equal(fp32, trained, pixels):
+    videos = generate(pixels, SENTENCE, 0.5, weights=trained, samples=3)
+    assert videos.shape == (3, 10, 1, 64, 64)
+    alone = generate(pixels, SENTENCE, 0.5, weights=trained, samples=1)
+    torch.testing.assert_close(videos, alone.expand_as(videos), atol=1e-4, rtol=0)
+
+
+def test_a_batch_is_its_videos_made_one_by_one(fp32, trained):
+    dataset = load_dataset("single-mnist")
+    specs = [dataset.spec("test", index) for index in range(3)]
+    images = torch.stack([torch.from_numpy(dataset.video(spec)[0]).float() / 255 for spec in specs])[:, None]
+    sentences, speeds = [dataset.caption(spec) for spec in specs], [spec.speed for spec in specs]
+    batch = generate_videos(trained.vqvae, trained.mage, dataset.name, images, sentences, speeds)
+    assert batch.shape == (3, 10, 1, 64, 64) and torch.equal(batch[:, 0], images)
+    for together, image, sentence, speed in zip(batch, images, sentences, speeds):
+        torch.testing.assert_close(together, generate(image, sentence, speed, weights=trained), atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------- tokens to pictures
+
+def test_decoding_the_arg_max_is_the_released_way(trained, pixels):
+    image = torch.from_numpy(pixels)[None, None].float() / 255
+    made = generate_videos(trained.vqvae, trained.mage, "single-mnist", image, [SENTENCE], [0.5], decode="argmax")
+    with autocast("cpu"):
+        ids = trained.mage.generate(trained.vqvae.encode(image), text_ids([SENTENCE], "single-mnist"), torch.tensor([0.5]))
+    expected = trained.vqvae.decode(ids[0])
+    torch.testing.assert_close(made[0, 1:], expected[1:])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_mean_code_of_a_sure_model_is_the_code_itself(bf16):
+    codes, ids = torch.randn(9, 5), torch.tensor([[3, 0], [8, 3]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert torch.equal(likely_mean(1e4 * torch.nn.functional.one_hot(ids, 9).float(), codes), codes[ids])
+
+
+def test_the_mean_code_is_that_of_the_likely_tokens(fp32, trained, pixels):
+    image = torch.from_numpy(pixels)[None, None].float() / 255
+    mage, vqvae = untrained()[1], trained.vqvae
+    given = vqvae.encode(image), text_ids([SENTENCE], "single-mnist"), torch.tensor([0.5])
+    ids, codes = mage.generate(*given, codes=vqvae.codebook)
+    assert torch.equal(ids, mage.generate(*given)) and codes.shape == (*ids.shape, vqvae.config.code_channels)
+    assert torch.equal(codes[:, 0], vqvae.codebook[ids[:, 0]])
+    with torch.no_grad():
+        logits = mage(ids, *given[1:]).logits.flatten(0, -2)
+        for found, token in zip(codes[:, 1:].flatten(0, -2)[::37], logits[::37]):
+            likely = [index for index in range(len(token)) if token[index] > token.max() + math.log(0.1)]
+            shares = [math.exp(token[index] - token.max()) for index in likely]
+            expected = sum(share * vqvae.codebook[index] for share, index in zip(shares, likely)) / sum(shares)
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+        mage.generator.logits.weight.mul_(1e6)   # sure of everything: both ways decode the same picture
+        mage.generator.logits.bias.mul_(1e6)
+    videos = [generate_videos(vqvae, mage, "single-mnist", image, [SENTENCE], [0.5], decode=way)
+              for way in ("mean", "argmax")]
+    torch.testing.assert_close(*videos, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="'best'.*'mean' or 'argmax'"):
+        generate_videos(vqvae, mage, "single-mnist", image, [SENTENCE], [0.5], decode="best")
+
+
+# ---------------------------------------------------------------- files
+
+@pytest.mark.parametrize("name", ["video.gif", "folder/video.GIF"])
+def test_the_video_is_saved_as_it_was_made(trained, pixels, video, tmp_path, name):
+    made = generate(str(in_a_file("L", ".png")(pixels, tmp_path)), SENTENCE, 0.5, weights=trained, save=tmp_path / name)
+    assert torch.equal(made, video)
+    with Image.open(tmp_path / name) as gif:
+        assert gif.format == "GIF" and gif.size == (256, 256)
+        shown = []
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            shown.append(np.asarray(gif.convert("L"))[::4, ::4])
+    # a GIF keeps one picture of neighbours that are equal
+    frames = display.frames_uint8(video)
+    different = [0] + [index for index in range(1, 10) if not np.array_equal(frames[index], frames[index - 1])]
+    assert np.array_equal(shown, frames[different])
+    assert {file.suffix for file in (tmp_path / name).parent.iterdir()} <= {".gif", ".GIF", ".png"}, "nothing else is left"
+
+
+def test_an_mp4_has_every_frame(trained, pixels, tmp_path):
+    av = pytest.importorskip("av", reason="the video extra is not installed")
+    generate(pixels, SENTENCE, 0.5, weights=trained, save=tmp_path / "video.mp4")
+    with av.open(io.BytesIO((tmp_path / "video.mp4").read_bytes())) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 10
+
+
+def test_of_several_samples_the_first_is_saved(trained, pixels, tmp_path):
+    generate(pixels, SENTENCE, 0.5, weights=trained, save=tmp_path / "one.gif")
+    videos = generate(pixels, SENTENCE, 0.5, weights=trained, samples=2, save=tmp_path / "two.gif")
+    assert (tmp_path / "two.gif").read_bytes() == display.gif_bytes(videos[0], scale=4)
+
+
+# ---------------------------------------------------------------- wrong arguments, before any model runs
+
+@pytest.fixture
+def no_model_runs(monkeypatch):
+    def run(*args, **kwargs):
+        raise AssertionError("a model ran before the arguments were checked")
+    for kind, method in ((VQVAE, "encode"), (VQVAE, "features"), (MAGE, "generate"), (VQVAE, "decode_codes")):
+        monkeypatch.setattr(kind, method, run)
+
+
+@pytest.mark.parametrize("speed", [0, 1, 1.5, -0.5, math.nan, math.inf, "fast", None])
+def test_speeds_outside_the_open_interval(no_model_runs, trained, pixels, speed):
+    with pytest.raises(ValueError, match=r"open interval \(0, 1\); 0.1 is slow") as error:
+        generate(pixels, SENTENCE, speed, weights=trained)
+    assert f"speed is {speed!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("sentence, shown", [
+    ("the digit 7 is mooving up then down .", "mooving.*moving"), ("", "the digit"), ("the digit 7 is moving up .", "then"),
+    ("the digit 7 is moving up then down . again", "again"), (7, "7"), (None, "None")])
+def test_sentences_that_do_not_parse(no_model_runs, trained, pixels, sentence, shown):
+    with pytest.raises(CaptionError, match=f"(?s){shown}"):
+        generate(pixels, sentence, 0.5, weights=trained)
+
+
+def noise(*shape, dtype=np.uint8):
+    draw = np.random.default_rng(0)
+    return draw.integers(256, size=shape).astype(np.uint8) if dtype is np.uint8 else draw.random(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("image, rule", [
+    (noise(32, 32), r"1 x 32 x 32 \(c H W\).*take 1 x 64 x 64; resize"),
+    (noise(64, 64, 3), r"3 x 64 x 64.*take 1 x 64 x 64.*convert"),
+    (noise(3, 64, 64, dtype=np.float32), r"3 x 64 x 64.*take 1 x 64 x 64"),
+    (noise(64, 64, 1, dtype=np.float32), r"64 x 64 x 1.*take 1 x 64 x 64"),
+    (noise(1, 64, 64), r"64 x 1 x 64.*take 1 x 64 x 64"),
+    (noise(1, 1, 64, 64), r"1 x 1 x 64 x 64.*take 1 x 64 x 64"),
+    (noise(0, 0, dtype=np.float32), r"1 x 0 x 0.*take 1 x 64 x 64"),
+    (noise(64, 64, dtype=np.float32) * 255, r"from 0\.\d+ to 2\d\d.*in \[0, 1\]; divide by 255"),
+    (noise(64, 64, dtype=np.float32) - 1, r"from -0?\.?\d+ to -?\S+: float images are in \[0, 1\]"),
+    (np.full((64, 64), np.nan), r"nan.*in \[0, 1\]"),
+    (noise(64, 64).astype(np.int64), r"int64: give uint8 \(H W c\) or float \(c H W\)"),
+    (noise(64, 64) > 128, r"bool: give uint8"),
+    (noise(64, 64).astype(np.uint16), r"uint16: give uint8"),
+    (noise(64, 64).astype(object), r"object.*uint8 \(H W c\)"),
+    (None, r"'None' is a NoneType.*give a path.*uint8"), ({"image": 1}, r"dict that.*give a path.*uint8"),
+    ([[1, 2], [3]], r"list that cannot be read as numbers.*give a path.*uint8"),
+    (Image.new("L", (64, 32)), r"1 x 32 x 64.*take 1 x 64 x 64; resize.*resize\(\(64, 64\)\)"),
+    ("no-such-file.png", "'no-such-file.png' is not a file: give the path of a PNG or JPEG"),
+], ids=lambda value: None if isinstance(value, str) else "image")
+def test_images_of_another_size_or_kind(no_model_runs, trained, image, rule):
+    with pytest.raises(ValueError, match=rule):
+        generate(image, SENTENCE, 0.5, weights=trained)
+
+
+def test_files_that_are_no_pictures(no_model_runs, trained, tmp_path, pixels):
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    half = in_a_file("L", ".png")(pixels, tmp_path)
+    half.write_bytes(half.read_bytes()[:200])
+    for path in (text, half, tmp_path):
+        with pytest.raises(ValueError, match="cannot be read as a picture: give a PNG or JPEG") as error:
+            generate(path, SENTENCE, 0.5, weights=trained)
+        assert repr(str(path)) in str(error.value)
+
+
+def test_weights_that_are_not_there(no_model_runs, pixels, tmp_path, path):
+    with pytest.raises(ValueError, match="no weights are named 'nothing': there are .*give the path of a .safetensors"):
+        generate(pixels, SENTENCE, 0.5, weights="nothing")
+    with pytest.raises(ValueError, match=r"gone\.safetensors is not a file: give the path"):
+        generate(pixels, SENTENCE, 0.5, weights=tmp_path / "gone.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"damaged\.safetensors cannot be read.*again if it is damaged"):
+        generate(pixels, SENTENCE, 0.5, weights=damaged)
+
+
+@pytest.mark.parametrize("name", ["video.avi", "video", "video.gif.txt"])
+def test_names_that_are_no_video(no_model_runs, trained, pixels, tmp_path, name):
+    with pytest.raises(ValueError, match=r"the name must end in \.gif or \.mp4") as error:
+        generate(pixels, SENTENCE, 0.5, weights=trained, save=tmp_path / name)
+    assert name in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_mp4_without_its_extra_is_refused_before_the_work(no_model_runs, monkeypatch, trained, pixels, tmp_path):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="pip install av.*GIF"):
+        generate(pixels, SENTENCE, 0.5, weights=trained, save=tmp_path / "video.mp4")
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_numbers_of_samples(no_model_runs, trained, pixels, samples):
+    with pytest.raises(ValueError, match=f"samples is {samples}: it must be at least 1"):
+        generate(pixels, SENTENCE, 0.5, weights=trained, samples=samples)
+
+
+# ---------------------------------------------------------------- reading images
+
+def test_colour_images_are_read_in_colour(tmp_path):
+    pixels = noise(8, 8, 3)
+    expected = rearrange(torch.from_numpy(pixels), "h w c -> c h w").float() / 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    for image in (pixels, expected, expected.numpy(), Image.fromarray(pixels), tmp_path / "image.png"):
+        torch.testing.assert_close(read_image(image, 8, 3), expected, atol=1e-7, rtol=0)
+    grey = read_image(Image.fromarray(pixels[..., 0]), 8, 3)
+    assert torch.equal(grey, expected[:1].expand(3, -1, -1))
