@@ -51,8 +51,8 @@ def frame_ssim(generated: Tensor, truth: Tensor) -> Tensor:
     A Gaussian window of 11 x 11 with sigma 1.5 goes around every pixel; edges are mirrored.
     """
     _check_pair(generated, truth)
-    # In double precision: in single, the rounding of the variances shows in the fourth digit. A few images at a time:
-    # on a CPU each takes about 5 MB a channel and 64 x 64 pixels while its windows are laid out.
+    # In double precision: in single, the rounding of the variances shows in the fourth digit. A few images at
+    # a time: on a CPU each takes about 5 MB a channel and 64 x 64 pixels while its windows are laid out.
     few = max(1, 64 * 64 * 32 // generated[0].numel())
     return torch.cat([structural_similarity_index_measure(a.double(), b.double(), data_range=1.0,
                                                           reduction="none").reshape(len(a))

@@ -75,14 +75,14 @@ def test_a_gif_that_stands_still_lasts_as_long():
 
 
 def test_a_colour_gif_is_near_and_does_not_flicker():
-    colours = torch.linspace(0, 1, 16).view(1, 1, 1, 16).expand(4, 3, 16, 16).clone()
-    colours[:, 0] *= 0.5
-    for frame in range(4):
-        colours[frame, :, 2:6, 3 * frame:3 * frame + 3] = torch.rand(3, 1, 1)
-    found = [frame for frame, _ in gif_frames(display.gif_bytes(colours))]
-    expected = display.frames_uint8(colours)
-    assert np.abs(np.stack(found).astype(int) - expected).mean() < 4
-    assert all((frame[8:] == found[0][8:]).all() for frame in found)
+    row, column = torch.linspace(0, 1, 48).view(48, 1), torch.linspace(0, 1, 48).view(1, 48)
+    still = torch.stack([row * column, row + 0 * column, 1 - column + 0 * row])  # more than 256 colours
+    colours = still.expand(4, 3, 48, 48).clone()
+    for frame in range(4):  # what moves brings other colours into every frame
+        colours[frame, :, :12, 12 * frame:12 * frame + 12] = video(1, 3, 12, seed=frame)[0]
+    found = np.stack([frame for frame, _ in gif_frames(display.gif_bytes(colours))])
+    assert np.abs(found.astype(int) - display.frames_uint8(colours)).mean() < 12
+    assert (found[:, 12:] == found[0, 12:]).all()
 
 
 def test_an_mp4_plays_elsewhere(tmp_path):
@@ -158,12 +158,12 @@ def test_bad_strips_are_named():
 
 def test_a_comparison_tells_the_psnr_and_shows_the_difference():
     truth = torch.full((3, 1, 16, 16), 0.5)
-    made = truth + 0.1
+    made = truth - 0.1
     figure = display.comparison(truth, made, caption="the digit 7 ...", speed=0.25)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["truth", "generated: 20.0 dB", "difference"]
     assert "η = 0.25" in figure.get_suptitle()
-    assert np.asarray(figure.axes[2].images[0].get_array())[0, 0] == 26  # 0.1 of 255
+    assert np.asarray(figure.axes[2].images[0].get_array())[0, 0] in (25, 26)  # 0.1 of 255
     two = display.comparison(truth, {"a": made, "b": truth}, caption="", speed=0.5)
     assert [axis.get_title(loc="left") for axis in two.axes] == [
         "truth", "a: 20.0 dB", "a: difference", "b: 50.0 dB", "b: difference"]

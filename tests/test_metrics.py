@@ -76,6 +76,12 @@ def test_ssim_is_the_formula_of_wang_et_al(channels):
     np.testing.assert_allclose(metrics.frame_ssim(x, y).numpy(), expected.mean(axis=(1, 2, 3)), rtol=1e-6)
 
 
+def test_ssim_of_many_images_is_that_of_each():
+    x, y = noise(67, 1, 32, 128, seed=5), noise(67, 1, 32, 128, seed=6)
+    each = torch.cat([metrics.frame_ssim(a[None], b[None]) for a, b in zip(x, y)])
+    torch.testing.assert_close(metrics.frame_ssim(x, y), each)
+
+
 def test_the_first_frame_does_not_count():
     truth, generated = noise(2, 4, 1, 16, 16, seed=1), noise(2, 4, 1, 16, 16, seed=2)
     other = generated.clone()
