@@ -20,6 +20,9 @@ from mage_core.vqvae import VQVAE
 from mage_core.weights import Trained, load
 
 
+CLIPS_AT_ONCE = 50
+
+
 def generate(image, caption: str, speed: float, *, weights: str | Path | Trained, seed: int = 0, samples: int = 1,
              device: str | torch.device | None = None, save: str | Path | None = None) -> Tensor:
     """Make a video from one image, one sentence and a speed: (T c H W) in [0, 1], or (samples T c H W) for several.
@@ -59,6 +62,11 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: str, images: Tensor, sent
     device = torch.device(device) if device is not None else next(mage.parameters()).device
     if decode not in ("mean", "argmax"):
         raise ValueError(f"decode is {decode!r}: it must be 'mean' or 'argmax'")
+    if len(images) > CLIPS_AT_ONCE:   # memory is bounded, whatever the number of videos
+        seeds = range(len(images)) if seeds is None else seeds
+        return torch.cat([generate_videos(vqvae, mage, dataset, images[part], sentences[part], speeds[part], seeds[part],
+                                          device=device, decode=decode)
+                          for part in (slice(i, i + CLIPS_AT_ONCE) for i in range(0, len(images), CLIPS_AT_ONCE))])
     vqvae, mage = vqvae.to(device).eval(), mage.to(device)
     noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
     with autocast(device):   # as the training's tokens were made

@@ -321,7 +321,7 @@ class MAGE(nn.Module):
             raise ValueError(f"noise has the shape {tuple(noise.shape)}: this model takes {(b, *self.noise_shape)}")
 
 
-def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.1) -> Tensor:
+def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.02) -> Tensor:
     """Logits (... k), codes (k e) -> the mean code (... e) over the ids at least `least` times as likely as the likeliest.
 
     The whole distribution's mean would have the least squared error, but its long tail leaves a haze on what is empty.
