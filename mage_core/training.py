@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,9 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
     if not path.exists():
         return 0, 0.0, []
     try:
+        with zipfile.ZipFile(path) as file:
+            if (name := file.testzip()) is not None:   # torch reads past wrong checksums
+                raise ValueError(f"the checksum of {name} is wrong")
         state = torch.load(path, weights_only=True)
         recipe = json.loads(state["recipe"])
     except Exception as error:
