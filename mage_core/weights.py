@@ -146,8 +146,9 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, half: bool 
             keep = not half or not tensor.is_floating_point() or name.startswith(("encoder.", "codebook"))
             tensors[f"{stage}.{name}"] = tensor.detach().cpu().contiguous().to(tensor.dtype if keep else torch.float16)
     configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={
-        "configs": json.dumps(configs), **{key: json.dumps(about[key]) for key in ("dataset", "digit_set")}}))
+    told = {"configs": configs, **{key: about[key] for key in ("dataset", "digit_set")}}
+    # under one key, for safetensors writes several in any order: the same weights make the same file
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(told)}))
     _write_card(path, {**about, "configs": configs, "sha256": sha256(path)})
     return load(path)
 
@@ -172,6 +173,7 @@ def load(name: str | Path) -> Trained:
     try:
         with safe_open(path, "pt") as file:
             told = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        told = told.get("about", told)
         configs = {stage: {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
                    for stage, config in told["configs"].items()}
         models = {"vqvae": VQVAE(VQVAEConfig(**configs["vqvae"])), "mage": MAGE(MAGEConfig(**configs["mage"]))}
