@@ -105,6 +105,14 @@ def test_saving_over_weights_never_leaves_half_a_file(models, tmp_path, monkeypa
     weights.load(path)
 
 
+def test_the_same_weights_make_the_same_file(models, tmp_path):
+    paths = [tmp_path / name for name in ("one.safetensors", "other.safetensors")]
+    for path in paths:
+        weights.save(path, *models, ABOUT)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert len({weights.load(path).card["sha256"] for path in paths}) == 1
+
+
 @pytest.mark.parametrize("place", [0, 3, 60, 5000, -1])
 def test_a_flipped_bit_is_found_wherever_it_is(models, tmp_path, place):
     path = tmp_path / "some.safetensors"
@@ -158,7 +166,6 @@ def test_foreign_files_get_the_remedy(models, tmp_path):
     tensors = {f"{stage}.{name}": tensor for stage in ("vqvae", "mage")
                for name, tensor in getattr(trained, stage).state_dict().items()}
     tensors.pop("mage.motion_anchor.speed")
-    save_file(tensors, foreign, metadata={"configs": json.dumps(configs), "dataset": '"single-mnist"',
-                                          "digit_set": '"mnist-5k"'})
+    save_file(tensors, foreign, metadata={"about": json.dumps({"configs": configs} | ABOUT)})
     with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a file of this project"):
         weights.load(foreign)
