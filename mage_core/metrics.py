@@ -51,10 +51,10 @@ def frame_ssim(generated: Tensor, truth: Tensor) -> Tensor:
     A Gaussian window of 11 x 11 with sigma 1.5 goes around every pixel; edges are mirrored.
     """
     _check_pair(generated, truth)
-    # In double precision: in single, the rounding of the variances shows in the fourth digit. A few images at
-    # a time: on a CPU each takes about 5 MB a channel and 64 x 64 pixels while its windows are laid out.
-    few = max(1, 64 * 64 * 32 // generated[0].numel())
-    return torch.cat([structural_similarity_index_measure(a.double(), b.double(), data_range=1.0,
+    # Single precision, although its rounding may show in the fourth digit: on a CPU the convolution in double
+    # takes 7 to 30 times as long and gigabytes. Some images at a time, so that memory is bounded.
+    few = max(1, 256 * 64 * 64 // generated[0].numel())
+    return torch.cat([structural_similarity_index_measure(a.float(), b.float(), data_range=1.0,
                                                           reduction="none").reshape(len(a))
                       for a, b in zip(generated.split(few), truth.split(few))])
 
@@ -120,7 +120,7 @@ def evaluate_videos(generated: Tensor, truth: Tensor) -> VideoScores:
     generated, truth = generated[:, 1:].detach(), truth[:, 1:].to(generated.device)
     ssim = frame_ssim(*(rearrange(video, "b t c h w -> (b t) c h w") for video in (generated, truth)))
     return VideoScores(frame_psnr(generated, truth).cpu().numpy(), clip_psnr(generated, truth).cpu().numpy(),
-                       rearrange(ssim, "(b t) -> b t", b=len(generated)).cpu().numpy())
+                       rearrange(ssim, "(b t) -> b t", b=len(generated)).double().cpu().numpy())
 
 
 # ----------------------------------------------------------------------------------------------------------
