@@ -33,7 +33,8 @@ def test_a_speed_outside_the_open_interval_is_shown_with_the_rule(speed):
 
 @given(speeds)
 def test_a_speed_inside_comes_back_as_a_float(speed):
-    assert check_speed(speed) == check_speed(np.float64(speed)) == check_speed(torch.tensor(speed, dtype=torch.float64)) == speed
+    for same in (speed, np.float64(speed), torch.tensor(speed, dtype=torch.float64)):
+        assert check_speed(same) == speed and type(check_speed(same)) is float
 
 
 @settings(max_examples=400)
@@ -140,7 +141,8 @@ def test_frames_that_repeat_are_encoded_once_and_come_back_everywhere(seed, b, t
     assert ids.dtype == np.uint16 and ids.shape == (b, t, 4, 4)
     expected = np.stack([averages(picture) for picture in pictures])[which]
     assert np.abs(ids - expected).max() <= 1, "rounding apart, each frame has its own tokens"
-    assert np.array_equal(ids, np.stack([encode_frames(model, picture[None, None])[0, 0] for picture in pictures])[which])
+    alone = np.stack([encode_frames(model, picture[None, None])[0, 0] for picture in pictures])
+    assert np.array_equal(ids, alone[which])
     model.seen = 0
     encode_frames(model, pictures[which])
     assert model.seen == 1 + np.count_nonzero(np.diff(which.ravel())), "neighbours that are equal cost one encoding"
@@ -179,7 +181,8 @@ def cache(monkeypatch, tmp_path):
 
 
 def make(dataset, model=None, split="train", count=5, *, vqvae_key="a", seed=0, **options):
-    return token_clips(dataset, model or Averages(), split, count, vqvae_key=vqvae_key, seed=seed, progress=False, **options)
+    return token_clips(dataset, model or Averages(), split, count, vqvae_key=vqvae_key, seed=seed, progress=False,
+                       **options)
 
 
 def assert_same(one: TokenClips, other: TokenClips):
@@ -199,7 +202,7 @@ def test_tokens_are_those_of_every_frame_and_the_captions_belong_to_them(cache, 
         video = dataset.video(spec)
         expected = encode_frames(Averages(), video[None])[0]
         assert np.array_equal(tokens.token_ids[index, :len(video)], expected)
-        assert (tokens.token_ids[index, len(video):] == expected[-1]).all(), "a shorter video is padded with its last frame"
+        assert (tokens.token_ids[index, len(video):] == expected[-1]).all(), "a short video goes on as its last frame"
         words = [word for word in tokens.text_ids[index].tolist() if word]
         assert captions.decode(words, name) == dataset.caption(spec)
     assert (tokens.interval, tokens.clip_length) == (dataset.interval, dataset.clip_length)
@@ -295,7 +298,8 @@ def npz(folder, **arrays):
 @pytest.mark.parametrize("foreign", [
     lambda tokens, folder: b"", lambda tokens, folder: b"not an array", lambda tokens, folder: b"PK\x03\x04",
     lambda tokens, folder: npz(folder, tokens=tokens[:-1]), lambda tokens, folder: npz(folder, tokens=tokens[:, :-1]),
-    lambda tokens, folder: npz(folder, tokens=tokens.astype(np.int64)), lambda tokens, folder: npz(folder, other=tokens),
+    lambda tokens, folder: npz(folder, tokens=tokens.astype(np.int64)),
+    lambda tokens, folder: npz(folder, other=tokens),
     lambda tokens, folder: npz(folder, tokens=np.array([print], dtype=object)),
 ], ids=["empty", "text", "half a zip", "fewer samples", "fewer frames", "another type", "another name", "a pickle"])
 def test_a_foreign_file_in_the_caches_place_is_replaced(cache, sound, single, tmp_path, foreign):

@@ -1,4 +1,4 @@
-"""What keeps a VQ-VAE's tokens alive, true to the data and still: codebook updates, k-means, the start from PCA, shifts."""
+"""What keeps a VQ-VAE's tokens alive, true and still: codebook updates, k-means, the start from PCA, shifts."""
 
 import numpy as np
 import pytest

@@ -159,7 +159,8 @@ def test_decoding_the_arg_max_is_the_released_way(trained, pixels):
     image = torch.from_numpy(pixels)[None, None].float() / 255
     made = generate_videos(trained.vqvae, trained.mage, "single-mnist", image, [SENTENCE], [0.5], decode="argmax")
     with autocast("cpu"):
-        ids = trained.mage.generate(trained.vqvae.encode(image), text_ids([SENTENCE], "single-mnist"), torch.tensor([0.5]))
+        ids = trained.mage.generate(trained.vqvae.encode(image), text_ids([SENTENCE], "single-mnist"),
+                                    torch.tensor([0.5]))
     expected = trained.vqvae.decode(ids[0])
     torch.testing.assert_close(made[0, 1:], expected[1:])
 
@@ -210,7 +211,7 @@ def test_the_video_is_saved_as_it_was_made(trained, pixels, video, tmp_path, nam
     frames = display.frames_uint8(video)
     different = [0] + [index for index in range(1, 10) if not np.array_equal(frames[index], frames[index - 1])]
     assert np.array_equal(shown, frames[different])
-    assert {file.suffix for file in (tmp_path / name).parent.iterdir()} <= {".gif", ".GIF", ".png"}, "nothing else is left"
+    assert {file.suffix for file in (tmp_path / name).parent.iterdir()} <= {".gif", ".GIF", ".png"}
 
 
 def test_an_mp4_has_every_frame(trained, pixels, tmp_path):
@@ -244,7 +245,8 @@ def test_speeds_outside_the_open_interval(no_model_runs, trained, pixels, speed)
 
 
 @pytest.mark.parametrize("sentence, shown", [
-    ("the digit 7 is mooving up then down .", "mooving.*moving"), ("", "the digit"), ("the digit 7 is moving up .", "then"),
+    ("the digit 7 is mooving up then down .", "mooving.*moving"), ("", "the digit"),
+    ("the digit 7 is moving up .", "then"),
     ("the digit 7 is moving up then down . again", "again"), (7, "7"), (None, "None")])
 def test_sentences_that_do_not_parse(no_model_runs, trained, pixels, sentence, shown):
     with pytest.raises(CaptionError, match=f"(?s){shown}"):

@@ -144,7 +144,8 @@ def test_fields_of_both_stages_and_of_the_preset_change():
     assert new.mage.later_frames is None and new.mage.balanced is False and new.vqvae.crop == 32
     assert type(new.vqvae.learning_rate) is float
     assert chosen == PRESETS["quick"] and changed(chosen, []) == chosen
-    for stage, fields in (("vqvae", ("learning_rate", "shape", "crop")), ("mage", ("samples", "later_frames", "balanced"))):
+    for stage, fields in (("vqvae", ("learning_rate", "shape", "crop")),
+                          ("mage", ("samples", "later_frames", "balanced"))):
         before, after = dataclasses.asdict(getattr(chosen, stage)), dataclasses.asdict(getattr(new, stage))
         assert {name for name in before if before[name] != after[name]} == set(fields)
 

@@ -120,7 +120,8 @@ def test_a_flipped_bit_is_found_wherever_it_is(models, tmp_path, place):
     content = bytearray(path.read_bytes())
     content[place] ^= 4
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"some\.safetensors (is damaged|cannot be read|is not a file of this).*again"):
+    with pytest.raises(CheckpointError,
+                       match=r"some\.safetensors (is damaged|cannot be read|is not a file of this).*again"):
         weights.load(path)
 
 
