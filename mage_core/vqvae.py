@@ -24,7 +24,7 @@ class VQVAEConfig:
     """Sizes of a VQ-VAE; `pixel_range` is what the network sees for black and white (the public range is 0 to 1).
 
     `shape` is "released" or "patch"; the last four fields are those of "patch": channels of a code, residual blocks of
-    3 x 3 convolutions in encoder and decoder, and the encoder's width. Raises ValueError, showing the number, where a
+    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, and the encoder's width. Raises ValueError, showing the number, where a
     size cannot be built.
     """
 
@@ -169,14 +169,19 @@ class PatchResidual(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Each patch projected on its principal components, plus what a few convolutions over the patches around add."""
+    """Each patch projected on its principal components, plus what a small network over the patch and those around adds.
+
+    Blocks see one patch further each, and the first convolution one. Without blocks it is 1 x 1 as well: a token then
+    hangs on its own patch alone, and where no pixel changes no token does.
+    """
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         patch, width = config.channels * config.down ** 2, config.encoder_width
+        reach = 3 if config.encoder_blocks else 1
         self.cut = nn.PixelUnshuffle(config.down)
         self.project = nn.Conv2d(patch, config.code_channels, 1)
-        self.context = nn.Sequential(nn.Conv2d(patch, width, 3, padding=1),
+        self.context = nn.Sequential(nn.Conv2d(patch, width, reach, padding=reach // 2),
                                      *(PatchResidual(width) for _ in range(config.encoder_blocks)),
                                      nn.SiLU(), nn.Conv2d(width, config.code_channels, 1))
 

@@ -209,8 +209,9 @@ def test_a_shift_by_whole_patches_shifts_the_tokens(seed, down, right):
 
 
 @torch.no_grad()
-def test_a_token_sees_its_near_surroundings_only():
-    vqvae = VQVAE(PATCH)
+@pytest.mark.parametrize("blocks, reach", [(0, 0), (1, 2), (2, 3)])
+def test_a_token_sees_its_near_surroundings_only(blocks, reach):
+    vqvae = VQVAE(changed(PATCH, encoder_blocks=blocks))
     for parameter in vqvae.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     image = torch.rand(1, 1, 64, 64)
@@ -218,5 +219,4 @@ def test_a_token_sees_its_near_surroundings_only():
     other[..., 32:36, 24:28] = 1 - other[..., 32:36, 24:28]   # the patch at row 8, column 6
     moved = (vqvae.features(image) - vqvae.features(other)).abs().amax(1)[0] > 1e-6
     rows, columns = moved.nonzero(as_tuple=True)
-    reach = 1 + PATCH.encoder_blocks
     assert moved[8, 6] and (rows - 8).abs().max() == (columns - 6).abs().max() == reach
