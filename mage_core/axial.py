@@ -34,15 +34,19 @@ def attention_kernel(name: str) -> Iterator[None]:
         _forced_kernel = before
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(e) + bias) v for q (... m e), k and v (... n e), bias broadcast to (... m n).
+def kernel_for(x: Tensor) -> str:
+    """The kernel that is fastest where x lies: on a CPU, at an axis' 10 to 16 keys, the plain operations.
 
-    Trained on a CPU as three plain operations: at an axis' 10 to 16 keys the fused backward is ten times slower.
+    The fused one takes twice as long there, and its backward ten times as long.
     """
-    kernel = _forced_kernel or ("fused" if q.is_cuda or not torch.is_grad_enabled() else "plain")
+    return _forced_kernel or ("fused" if x.is_cuda else "plain")
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(e) + bias) v for q (... m e), k and v (... n e), bias broadcast to (... m n)."""
     if bias is not None:
         bias = bias.to(q.dtype).contiguous()
-    if kernel == "fused":
+    if kernel_for(q) == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return attention_weights(q, k, bias) @ v
 
@@ -52,7 +56,14 @@ def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tenso
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
-    return scores.softmax(-1)
+    return softmax(scores)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, in fp32 for half precision: on a CPU three times as fast as in bf16, and exacter."""
+    if scores.dtype != torch.bfloat16:
+        return scores.softmax(-1)
+    return scores.float().softmax(-1).to(scores.dtype)
 
 
 # ---------------------------------------------------------------- parts shared with the motion anchor
@@ -101,16 +112,83 @@ class QuickMLP(nn.Module):
 # ---------------------------------------------------------------- the axial layer
 
 AXES = ("time", "height", "width")
-SPLIT = {
-    "time": "b t h w (three heads e) -> three (b h w) heads t e",
-    "height": "b t h w (three heads e) -> three (b t w) heads h e",
-    "width": "b t h w (three heads e) -> three (b t h) heads w e",
+TOGETHER, APART = "b t h w (parts heads e)", {   # heads first, for a head's offsets are one matrix product
+    "time": "parts heads (b h w) t e",
+    "height": "parts heads (b t w) h e",
+    "width": "parts heads (b t h) w e",
 }
-MERGE = {
-    "time": "(b h w) heads t e -> b t h w (heads e)",
-    "height": "(b t w) heads h e -> b t h w (heads e)",
-    "width": "(b t h) heads w e -> b t h w (heads e)",
-}
+
+
+def split(x: Tensor, axis: str, heads: int, parts: int) -> Tensor:
+    """(b t h w (parts heads e)) -> (parts heads n m e), contiguous: n sequences along an axis of m places."""
+    return rearrange(x, f"{TOGETHER} -> {APART[axis]}", heads=heads, parts=parts).contiguous()
+
+
+def merge(x: Tensor, axis: str, shape: torch.Size) -> Tensor:
+    """The inverse of `split`; `shape` begins with b t h w."""
+    return rearrange(x, f"{APART[axis]} -> {TOGETHER}", **dict(zip("bthw", shape)))
+
+
+class AxisAttention(torch.autograd.Function):
+    """Attention along an axis, queries, keys and values in one tensor (b t h w 3d): (b t h w d), and its gradient.
+
+    Written out because three quarters of the plain operations' time went into copies between layouts and into bf16
+    softmax. `bias` (heads or 1, m, m) is added to the scores; `keys` (heads 2m-1 e) and `places` (heads 2m-1) are those
+    of `Offsets`.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, bias: Tensor | None, keys: Tensor | None, places: Tensor | None, axis: str,
+                heads: int) -> Tensor:
+        parts = split(qkv, axis, heads, 3)
+        q, k, v = parts
+        scale = q.shape[-1] ** -0.5
+        wide = torch.float32 if q.dtype == torch.bfloat16 else q.dtype
+        scores = torch.matmul(q, k.mT).to(wide).mul_(scale)
+        if bias is not None:
+            scores += bias[:, None]
+        if keys is not None:
+            keys = (keys * scale).to(q.dtype)
+            scores += by_place(torch.baddbmm(places[:, None].to(q.dtype), q.flatten(1, 2), keys.mT), scores.shape)
+        weights = scores.softmax(-1).to(q.dtype)
+        ctx.save_for_backward(parts, weights, keys)
+        ctx.axis, ctx.shape, ctx.wide, ctx.scale, ctx.bias = axis, qkv.shape, wide, scale, bias
+        return merge((weights @ v)[None], axis, qkv.shape)
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        parts, weights, keys = ctx.saved_tensors
+        q, k, v = parts
+        d_out = split(d_out, ctx.axis, len(q), 1)[0]
+        d_parts, flat = torch.empty_like(parts), [part.flatten(0, 1) for part in (*parts, weights, d_out)]
+        d_q, d_k, d_v = d_parts.flatten(1, 2)
+        torch.bmm(flat[3].mT, flat[4], out=d_v)
+        d_weights = torch.matmul(d_out, v.mT).to(ctx.wide)
+        d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights.to(ctx.wide), -1, ctx.wide)
+        d_bias = d_scores.sum_to_size(ctx.bias[:, None].shape)[:, 0] if ctx.needs_input_grad[1] else None
+        d_keys = d_places = None
+        narrow = (d_scores * ctx.scale).to(q.dtype).flatten(0, 1)
+        torch.bmm(narrow, flat[1], out=d_q)
+        torch.bmm(narrow.mT, flat[0], out=d_k)
+        if keys is not None:
+            d_offsets = q.new_zeros(len(q), q.shape[1] * q.shape[2], keys.shape[1])
+            by_place(d_offsets, d_scores.shape).copy_(d_scores)
+            d_q.view(len(q), -1, q.shape[-1]).baddbmm_(d_offsets, keys)
+            d_keys = torch.bmm(d_offsets.mT, q.flatten(1, 2)).to(ctx.wide).mul_(ctx.scale)
+            d_places = d_offsets.sum(1, dtype=ctx.wide)
+        return merge(d_parts, ctx.axis, ctx.shape), d_bias, d_keys, d_places, None, None
+
+
+def by_place(by_offset: Tensor, shape: torch.Size) -> Tensor:
+    """A view of values by offset (heads (n m) 2m-1), -(m-1) first, as values of pairs, of `shape` (heads n m m).
+
+    Key j lies at offset j - i from query i, in column j - i + m - 1: stepping back one column a row reads that.
+    """
+    heads, n, m, _ = shape
+    head, row, column = by_offset.stride()
+    return by_offset.as_strided(shape, (head, m * row, row - column, column), by_offset.storage_offset() + m - 1)
+
+
 
 
 class Offsets(nn.Module):
@@ -132,13 +210,10 @@ class Offsets(nn.Module):
 
     def forward(self, q: Tensor) -> Tensor:
         """Queries (n heads m e) -> what to add to their scores (n heads m m)."""
-        by_offset = q @ (self.keys * q.shape[-1] ** -0.5).to(q.dtype).transpose(-1, -2)
-        by_offset = by_offset + self.bias[:, None].to(q.dtype)   # (n heads m 2m-1): row i holds offsets -(m-1) ... m-1
-        *outer, m, _ = by_offset.shape
-        *strides, row, column = by_offset.stride()
-        # key j lies at offset j - i, column j - i + m - 1: stepping back one column a row reads that as a view
-        start = by_offset.storage_offset() + m - 1
-        return by_offset.as_strided((*outer, m, m), (*strides, row - column, column), start)
+        by_offset = torch.einsum("nhme,hoe->hnmo", q, (self.keys * q.shape[-1] ** -0.5).to(q.dtype))
+        by_offset = by_offset + self.bias[:, None, None].to(q.dtype)   # row i holds offsets -(m-1) ... m-1
+        n, heads, m, _ = q.shape
+        return by_place(by_offset.contiguous().flatten(1, 2), (heads, n, m, m)).transpose(0, 1)
 
 
 class TimeBias(nn.Module):
@@ -200,16 +275,21 @@ class AxialLayer(nn.Module):
         self.offsets, self.time_bias = offsets, time_bias   # options, None in the released model
 
     def attend(self, x: Tensor, steps: Tensor, cache: FrameCache | None) -> Tensor:
-        b, t, h, w, _ = x.shape
-        q, k, v = rearrange(self.qkv(x), SPLIT[self.axis], three=3, heads=self.heads)
-        if cache is not None and self.axis == "time":
+        qkv = self.qkv(x)
+        time = self.axis == "time"
+        seen = steps.shape[0] + (cache.length if cache is not None else 0)
+        # the newest frame alone may look at all
+        bias = self.causal(steps, seen) if time and (len(steps) > 1 or self.time_bias is not None) else None
+        if kernel_for(x) == "plain" and (cache is None or not time):
+            keys, places = (self.offsets.keys, self.offsets.bias) if self.offsets is not None else (None, None)
+            bias = bias[None] if bias is not None and bias.ndim == 2 else bias
+            return self.out(AxisAttention.apply(qkv, bias, keys, places, self.axis, self.heads))
+        q, k, v = split(qkv, self.axis, self.heads, 3).transpose(1, 2)
+        if cache is not None and time:
             k, v = cache.extend(self, k, v)
-        if self.axis == "time":
-            # the newest frame alone may look at all
-            bias = self.causal(steps, k.shape[2]) if t > 1 or self.time_bias is not None else None
-        else:
-            bias = self.offsets(q) if self.offsets is not None else None
-        return self.out(rearrange(attention(q, k, v, bias), MERGE[self.axis], b=b, t=t, h=h, w=w))
+        if self.offsets is not None:
+            bias = self.offsets(q)
+        return self.out(merge(attention(q, k, v, bias).transpose(0, 1)[None], self.axis, x.shape))
 
     def causal(self, steps: Tensor, seen: int) -> Tensor:
         """0, or the time bias, where a step may look at another and -inf in its future: (t, seen) or (heads t seen)."""

@@ -171,14 +171,18 @@ class MAGE(nn.Module):
             r, kl_loss = mean + noise * (0.5 * log_variance).exp(), kl_from_normal(mean, log_variance)
 
         frames = torch.arange(token_ids.shape[1] - 1, device=token_ids.device) if frames is None else frames
-        embedded = self.visual_tokens(token_ids[:, frames])
-        anchor = self.anchor(embedded[:, 0], text_ids, speed, r)
-        features = self.generator(anchor, embedded, speed=speed, steps=F.pad(frames + 1, (1, 0)))
+        features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames)
         targets = target_ids[:, frames + 1]
-        if predict is not None:
-            features, targets = features[predict], targets[predict]
-        logits = self.generator.logits(features)
-        prediction_loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+        if predict is None:
+            logits = self.generator.logits(features)
+            prediction_loss = token_loss(logits.flatten(0, -2), targets.flatten())
+        else:   # on a CPU a matrix product of a new size is first compiled: few sizes
+            n = int(predict.sum())
+            places = predict.flatten().nonzero()[:, 0]
+            places = F.pad(places, (0, -n % 128))
+            logits = self.generator.logits(features.flatten(0, -2).index_select(0, places))
+            prediction_loss = token_loss(logits, targets.flatten()[places], n)
+            logits = logits[:n]
         speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
         loss = prediction_loss
         if self.config.stochastic:
@@ -187,11 +191,25 @@ class MAGE(nn.Module):
             loss = loss + self.config.alpha * speed_loss
         return MAGEOutput(logits, anchor, loss, prediction_loss, kl_loss, speed_loss)
 
+    def _features(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
+                  frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (b s h w d) of the input frames' ids (b s h w), which lie at `frames` in the clip, and the anchor."""
+        embedded = self.visual_tokens(token_ids)
+        anchor = self.anchor(embedded[:, 0], text_ids, speed, r)
+        return self.generator(anchor, embedded, speed=speed, steps=F.pad(frames + 1, (1, 0))), anchor
+
     def anchor(self, first_frame: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None = None, *,
                return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The motion anchor (b h w d) of an embedded first frame (b h w d); see `MotionAnchor.forward`."""
         return self.motion_anchor(first_frame, self.text_encoder(text_ids), padding_bias(text_ids, self.config.pad_id),
                                   speed, r, return_attention=return_attention)
+
+    @torch.no_grad()
+    def guess(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, frames: Tensor, last: int) -> Tensor:
+        """The likeliest ids (b last h w) of the frames after the last few of the input frames; arguments as `forward`."""
+        r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
+        features, _ = self._features(token_ids[:, frames], text_ids, speed, r, frames)
+        return self.generator.logits(features[:, -last:]).argmax(-1)
 
     # ---- generation
 
@@ -319,6 +337,40 @@ class MAGE(nn.Module):
             raise ValueError("this model is deterministic and takes no noise: leave it out, or load a stochastic model")
         if noise is not None and noise.shape != (b, *self.noise_shape):
             raise ValueError(f"noise has the shape {tuple(noise.shape)}: this model takes {(b, *self.noise_shape)}")
+
+
+class TokenLoss(torch.autograd.Function):
+    """`token_loss` on a CPU, its gradient made along the way: each row is read once, and no copy of all is in fp32."""
+
+    ROWS = 128
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, count: int) -> Tensor:
+        gradient, total = torch.zeros_like(logits), 0.0
+        for start in range(0, count, TokenLoss.ROWS):
+            rows = slice(start, min(start + TokenLoss.ROWS, count))
+            x, right = logits[rows].to(torch.promote_types(logits.dtype, torch.float32), copy=True), targets[rows, None]
+            x -= x.amax(1, keepdim=True)
+            likely = x.gather(1, right)
+            x.clamp_(min=-80).exp_()   # what is less likely would be a denormal number, which costs ten times the time
+            whole = x.sum(1, keepdim=True)
+            total = total + (whole.log() - likely).sum()
+            gradient[rows] = x.div_(whole * count).scatter_add_(1, right, whole.new_full(right.shape, -1 / count))
+        ctx.save_for_backward(gradient)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, = ctx.saved_tensors
+        return gradient * d_loss.to(gradient.dtype), None, None
+
+
+def token_loss(logits: Tensor, targets: Tensor, count: int | None = None) -> Tensor:
+    """Mean cross-entropy, in fp32, of the first `count` (all) of logits (n k) and targets (n,)."""
+    count = len(logits) if count is None else count
+    if logits.is_cuda:
+        return F.cross_entropy(logits[:count].float(), targets[:count])
+    return TokenLoss.apply(logits, targets, count)
 
 
 def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.02) -> Tensor:

@@ -35,6 +35,7 @@ from mage_core.generate import generate_videos
 from mage_core.files import cache_folder, write_whole
 from mage_core.machine import autocast, describe as describe_machine, relaunch_with_fast_allocator
 from mage_core.mage import MAGE
+from mage_core.muon import Muon
 from mage_core.presets import MAGERecipe, Preset, changed, describe, mage_config, preset, vqvae_config
 from mage_core.vqvae import VQVAE, Codebook, varied
 
@@ -201,8 +202,7 @@ def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0,
     made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True,
                               weight_decay=0.0 if muon else weight_decay)]
     if inner:
-        made.append(torch.optim.Muon(inner, lr=muon * learning_rate, momentum=0.95, weight_decay=weight_decay,
-                                     adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(inner, muon * learning_rate, weight_decay=weight_decay))
     for optimiser in made:
         for group in optimiser.param_groups:
             group["base"] = group["lr"]
@@ -410,9 +410,8 @@ def guessed(ids: Tensor, captions_: Tensor, speed: Tensor, mage: MAGE, frames: T
     sources = sources if sources[0] == 0 else F.pad(sources, (1, 0))
     device = next(mage.parameters()).device
     with autocast(device):
-        out = mage(given.to(device), captions_.to(device), speed.to(device), target_ids=ids.to(device),
-                   frames=sources.to(device))
-    given[:, wanted] = out.logits[:, -len(wanted):].argmax(-1).to(given.device)
+        guesses = mage.guess(given.to(device), captions_.to(device), speed.to(device), sources.to(device), len(wanted))
+    given[:, wanted] = guesses.to(given.device)
     return given
 
 

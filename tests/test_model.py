@@ -13,7 +13,7 @@ from torch import nn
 from mage_core import axial
 from mage_core.axial import (AxialLayer, Dropout, FrameCache, Offsets, QuickMLP, TimeBias, attention, attention_kernel,
                              quick_gelu)
-from mage_core.mage import MAGE, MAGEConfig
+from mage_core.mage import MAGE, MAGEConfig, token_loss
 from mage_core.motion_anchor import AdaIN, Posterior, TextEncoder, kl_from_normal
 from mage_core.vqvae import VQVAE, VQVAEConfig, nearest_code
 
@@ -73,18 +73,66 @@ def test_the_kernel_is_chosen_and_can_be_forced(monkeypatch):
     monkeypatch.setattr(axial.F, "scaled_dot_product_attention", lambda *a, **k: used.append(1) or fused(*a, **k))
     q = torch.randn(1, 2, 4)
     attention(q, q, q)
-    assert not used, "training on a CPU must not use the fused kernel"
-    with torch.no_grad():
+    assert not used, "on a CPU the fused kernel is the slower one"
+    with attention_kernel("fused"):
         attention(q, q, q)
         assert len(used) == 1
         with attention_kernel("plain"):
             attention(q, q, q)
-        assert len(used) == 1
-    with attention_kernel("fused"):
-        attention(q, q, q)
-    assert len(used) == 2
+    assert len(used) == 1
     with pytest.raises(ValueError, match="'flash'.*plain.*fused"), attention_kernel("flash"):
         pass
+
+
+SHAPE, HEADS, EACH = (2, 3, 4, 5), 2, 3   # b t h w, heads and their width
+LENGTH = dict(zip(axial.AXES, SHAPE[1:]))
+
+
+@pytest.mark.parametrize("options", ["", "bias", "offsets", "bias offsets"])
+@pytest.mark.parametrize("axis", axial.AXES)
+def test_attention_along_an_axis_is_torchs_and_its_gradient_the_numerical_one(axis, options):
+    qkv, m = torch.randn(*SHAPE, 3 * HEADS * EACH, dtype=torch.float64, requires_grad=True), LENGTH[axis]
+    bias = torch.randn(HEADS, m, m, dtype=torch.float64, requires_grad=True) if "bias" in options else None
+    offsets = Offsets(HEADS, EACH, m).double() if "offsets" in options else None
+    keys, places = (offsets.keys, offsets.bias) if offsets else (None, None)
+
+    def ours(*tensors):
+        return axial.AxisAttention.apply(*tensors, axis, HEADS)
+
+    q, k, v = axial.split(qkv, axis, HEADS, 3)
+    added = 0 if bias is None else bias[:, None]
+    added = added + (offsets(q.transpose(0, 1)).transpose(0, 1) if offsets else 0)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=added if options else None)
+    for found, wanted in zip(torch.unbind(ours(qkv, bias, keys, places)),
+                             torch.unbind(axial.merge(expected[None], axis, qkv.shape))):
+        torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradcheck(ours, (qkv, bias, keys, places))
+
+
+@pytest.mark.parametrize("axis", axial.AXES)
+def test_split_puts_the_places_of_an_axis_in_a_row_and_merge_puts_them_back(axis):
+    x = torch.randn(*SHAPE, 3 * HEADS * EACH)
+    parts = axial.split(x, axis, HEADS, 3)
+    assert parts.is_contiguous() and parts.shape == (3, HEADS, 2 * 3 * 4 * 5 // LENGTH[axis], LENGTH[axis], EACH)
+    line = {"time": x[1, :, 2, 3], "height": x[1, 2, :, 3], "width": x[1, 2, 3]}[axis]
+    number = {"time": (1 * 4 + 2) * 5 + 3, "height": (1 * 3 + 2) * 5 + 3, "width": (1 * 3 + 2) * 4 + 3}[axis]
+    assert torch.equal(parts[1, 1, number], line.unflatten(1, (3, HEADS, EACH))[:, 1, 1])
+    assert torch.equal(axial.merge(parts, axis, x.shape), x)
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-3)])
+@pytest.mark.parametrize("spread", [1, 60], ids=["even", "spread until the rest is below the smallest number"])
+def test_the_loss_and_its_gradient_are_torchs(dtype, atol, spread):
+    n, count, k = 300, 290, 50
+    logits = (spread * torch.randn(n, k)).to(dtype).requires_grad_()
+    targets = torch.randint(k, (n,))
+    found = token_loss(logits, targets, count)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = F.cross_entropy(logits[:count].to(wide), targets[:count])
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(2 * loss, logits)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=atol / count, rtol=2 ** -7 if dtype == torch.bfloat16 else 1e-5)
+    assert not gradients[0][count:].any()
 
 
 def test_quick_gelu_is_its_definition():
@@ -372,6 +420,17 @@ def test_loss_over_chosen_tokens_and_frames(mage):
     changed[:, 1] = (changed[:, 1] + 1) % config.codebook_size
     if not config.stochastic:   # the posterior reads it
         torch.testing.assert_close(mage(changed, text, speed, frames=kept).logits, some.logits)
+
+
+def test_guesses_are_the_argmax_of_the_logits_and_a_stochastic_model_draws_its_randomness():
+    mage = model(VARIANTS["all options"])
+    ids, text, speed = sample(mage.config)
+    frames = torch.tensor([0, 2])
+    assert torch.equal(mage.guess(ids, text, speed, frames, 1),
+                       mage(ids, text, speed, frames=frames).logits[:, -1:].argmax(-1))
+    stochastic = model(VARIANTS["stochastic"])
+    guesses = [stochastic.guess(*sample(stochastic.config), frames, 2) for _ in range(2)]
+    assert guesses[0].shape == (2, 2, 3, 4) and not torch.equal(*guesses)
 
 
 def test_a_hidden_frame_says_nothing_of_itself():
