@@ -102,9 +102,9 @@ class QuickMLP(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if x.numel() < self.up.weight.numel():
             return self.down(quick_gelu(self.up(x)))
-        # the same with QuickGELU's two factors in the weights: while training they are few beside the activations
+        # the same with QuickGELU's two factors in the weights, which are fewer than the activations
         x = F.silu(F.linear(x, QUICK * self.up.weight, QUICK * self.up.bias))
         return F.linear(x, self.down.weight / QUICK, self.down.bias)
 
@@ -275,6 +275,7 @@ class AxialLayer(nn.Module):
         self.offsets, self.time_bias = offsets, time_bias   # options, None in the released model
 
     def attend(self, x: Tensor, steps: Tensor, cache: FrameCache | None) -> Tensor:
+        """What the heads read, (b t h w d) like x, before the output projection."""
         qkv = self.qkv(x)
         time = self.axis == "time"
         seen = steps.shape[0] + (cache.length if cache is not None else 0)
@@ -283,13 +284,13 @@ class AxialLayer(nn.Module):
         if kernel_for(x) == "plain" and (cache is None or not time):
             keys, places = (self.offsets.keys, self.offsets.bias) if self.offsets is not None else (None, None)
             bias = bias[None] if bias is not None and bias.ndim == 2 else bias
-            return self.out(AxisAttention.apply(qkv, bias, keys, places, self.axis, self.heads))
+            return AxisAttention.apply(qkv, bias, keys, places, self.axis, self.heads)
         q, k, v = split(qkv, self.axis, self.heads, 3).transpose(1, 2)
         if cache is not None and time:
             k, v = cache.extend(self, k, v)
         if self.offsets is not None:
             bias = self.offsets(q)
-        return self.out(merge(attention(q, k, v, bias).transpose(0, 1)[None], self.axis, x.shape))
+        return merge(attention(q, k, v, bias).transpose(0, 1)[None], self.axis, x.shape)
 
     def causal(self, steps: Tensor, seen: int) -> Tensor:
         """0, or the time bias, where a step may look at another and -inf in its future: (t, seen) or (heads t seen)."""
@@ -300,8 +301,13 @@ class AxialLayer(nn.Module):
             bias = self.time_bias.table[:, steps][..., then]
         return bias.masked_fill(then > steps[:, None], float("-inf"))
 
-    def forward(self, x: Tensor, steps: Tensor, cache: FrameCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attend(self.norm_1(x), steps, cache))
+    def forward(self, x: Tensor, steps: Tensor, cache: FrameCache | None = None,
+                places: Tensor | None = None) -> Tensor:
+        """(b t h w d) -> the same; with `places` (n,), of the (b t h w) in a row, only what comes out there: (n d)."""
+        read = self.attend(self.norm_1(x), steps, cache)
+        if places is not None:
+            x, read = (y.flatten(0, -2).index_select(0, places) for y in (x, read))
+        x = x + self.dropout(self.out(read))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -345,8 +351,12 @@ class AxialTransformer(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, anchor: Tensor | None, frames: Tensor, cache: FrameCache | None = None, *,
-                speed: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
+                speed: Tensor | None = None, steps: Tensor | None = None, last: int | None = None,
+                places: Tensor | None = None) -> Tensor:
         """anchor (b h w d), embedded frames (b t h w d) -> features (b t h w d); their `logits` name the frame after.
+
+        With `last` only those of the last few frames, with `places` (n,) only those at places of the (b t h w) in a row,
+        (n d): what nobody asks for is not computed.
 
         With a `cache` only the frames not seen yet are given, and the anchor at the first call alone. `speed` (b,) is
         needed with `intervals`. `steps` (1 + t,) are the places in the clip where frames were left out: 0 for the
@@ -363,11 +373,14 @@ class AxialTransformer(nn.Module):
         steps = torch.arange(start, end, device=x.device) if steps is None else steps
         # where autocast made x bf16, it stays so: half the memory traffic
         x = x + self.positions(steps, speed).to(x.dtype)
-        for layer in self.layers:
-            x = layer(x, steps, cache)
+        last = frames.shape[1] if last is None else last
+        for index, layer in enumerate(self.layers):
+            x = layer(x, steps, cache, places if index == len(self.layers) - 1 else None)
+            if index == len(self.layers) - len(AXES):   # the last layer that looks into the past: it is done with
+                x = x[:, x.shape[1] - last:]
         if cache is not None:
             cache.length = end
-        return x[:, x.shape[1] - frames.shape[1]:]
+        return x
 
     def positions(self, steps: Tensor, speed: Tensor | None) -> Tensor:
         """Time positions of the steps (t,): (t 1 1 d), or (b t 1 1 d) where they hang on the speed (b,)."""

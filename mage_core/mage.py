@@ -171,18 +171,16 @@ class MAGE(nn.Module):
             r, kl_loss = mean + noise * (0.5 * log_variance).exp(), kl_from_normal(mean, log_variance)
 
         frames = torch.arange(token_ids.shape[1] - 1, device=token_ids.device) if frames is None else frames
-        features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames)
-        targets = target_ids[:, frames + 1]
-        if predict is None:
-            logits = self.generator.logits(features)
-            prediction_loss = token_loss(logits.flatten(0, -2), targets.flatten())
-        else:   # on a CPU a matrix product of a new size is first compiled: few sizes
-            n = int(predict.sum())
+        targets, places, n = target_ids[:, frames + 1].flatten(), None, None
+        if predict is not None:
             places = predict.flatten().nonzero()[:, 0]
-            places = F.pad(places, (0, -n % 128))
-            logits = self.generator.logits(features.flatten(0, -2).index_select(0, places))
-            prediction_loss = token_loss(logits, targets.flatten()[places], n)
-            logits = logits[:n]
+            n = len(places)
+            places = F.pad(places, (0, -n % 128))   # few sizes: a CPU compiles a matrix product for every new one
+            targets = targets[places]
+        features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, places=places)
+        logits = self.generator.logits(features)
+        prediction_loss = token_loss(logits.flatten(0, -2), targets, n)
+        logits = logits[:n]
         speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
         loss = prediction_loss
         if self.config.stochastic:
@@ -192,11 +190,14 @@ class MAGE(nn.Module):
         return MAGEOutput(logits, anchor, loss, prediction_loss, kl_loss, speed_loss)
 
     def _features(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
-                  frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (b s h w d) of the input frames' ids (b s h w), which lie at `frames` in the clip, and the anchor."""
+                  frames: Tensor, **asked: int | Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features (b s h w d) of the input frames' ids (b s h w), which lie at `frames` in the clip, and the anchor.
+
+        What is `asked` for (see `AxialTransformer.forward`) can be less than all of them.
+        """
         embedded = self.visual_tokens(token_ids)
         anchor = self.anchor(embedded[:, 0], text_ids, speed, r)
-        return self.generator(anchor, embedded, speed=speed, steps=F.pad(frames + 1, (1, 0))), anchor
+        return self.generator(anchor, embedded, speed=speed, steps=F.pad(frames + 1, (1, 0)), **asked), anchor
 
     def anchor(self, first_frame: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None = None, *,
                return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -208,8 +209,8 @@ class MAGE(nn.Module):
     def guess(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, frames: Tensor, last: int) -> Tensor:
         """The likeliest ids (b last h w) of the frames after the last few of the input frames; arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
-        features, _ = self._features(token_ids[:, frames], text_ids, speed, r, frames)
-        return self.generator.logits(features[:, -last:]).argmax(-1)
+        features, _ = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
+        return likeliest(self.generator.logits(features))
 
     # ---- generation
 
@@ -244,9 +245,9 @@ class MAGE(nn.Module):
         new, given = first, anchor
         means = [] if codes is None else [F.embedding(token_ids, codes.float())]
         for _ in range(config.clip_length - 1):
-            features = self.generator(given, new, cache, speed=speed)
+            features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
             logits = self.generator.logits(features[:, -1:])
-            next_ids = logits.argmax(-1)
+            next_ids = likeliest(logits)
             if codes is not None:
                 means.append(likely_mean(logits.float(), codes.float()))
             token_ids = torch.cat([token_ids, next_ids], 1)
@@ -371,6 +372,11 @@ def token_loss(logits: Tensor, targets: Tensor, count: int | None = None) -> Ten
     if logits.is_cuda:
         return F.cross_entropy(logits[:count].float(), targets[:count])
     return TokenLoss.apply(logits, targets, count)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The arg-max over the last dimension; on a CPU this way is four times as fast in bf16."""
+    return logits.max(-1).indices
 
 
 def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.02) -> Tensor:

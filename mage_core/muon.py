@@ -24,7 +24,9 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        x = torch.bmm(factor, x)   # (a + b gram + c gram^2) x
     return x.mT if tall else x
 
 

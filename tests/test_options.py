@@ -167,7 +167,7 @@ def test_a_time_bias_weighs_the_past_as_its_table_says():
     steps, x = torch.tensor([0, 1, 4]), torch.randn(2, 3, 2, 2, 8)
     scores = layer.time_bias.table[0][steps][:, steps].masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf"))
     values = F.linear(x, layer.qkv.weight[16:], layer.qkv.bias[16:])
-    expected = layer.out(torch.einsum("ts,bshwd->bthwd", scores.softmax(-1), values))
+    expected = torch.einsum("ts,bshwd->bthwd", scores.softmax(-1), values)
     torch.testing.assert_close(layer.attend(x, steps, None), expected)
 
 
@@ -363,3 +363,19 @@ def test_the_released_configuration_has_no_parameter_of_ours():
     assert released.visual_tokens.embedding.shape == (512, 512)
     with pytest.raises(ValueError, match="no released name for .*options of our own"):
         released_names(ours)
+
+
+@pytest.mark.parametrize("config", [PLAIN, ALL], ids=["released", "options"])
+def test_features_that_nobody_asks_for_change_none_that_somebody_does(config):
+    mage, draw = model(config), torch.Generator().manual_seed(3)
+    shape = 2, 4, config.rows, config.columns, config.width
+    frames, anchor = torch.randn(shape, generator=draw), torch.randn(shape[:1] + shape[2:], generator=draw)
+    speed = torch.tensor([0.3, 0.8])
+    whole = mage.generator(anchor, frames, speed=speed)
+    for last in (1, 3):
+        torch.testing.assert_close(mage.generator(anchor, frames, speed=speed, last=last), whole[:, -last:])
+    places = torch.tensor([5, 0, 39, 27, 5])
+    torch.testing.assert_close(mage.generator(anchor, frames, speed=speed, places=places),
+                               whole.flatten(0, 3)[places])
+    torch.testing.assert_close(mage.generator(anchor, frames, speed=speed, last=2, places=places),
+                               whole[:, -2:].flatten(0, 3)[places])
