@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from tqdm.auto import tqdm
 from mage_core import captions
 from mage_core.files import cache_folder, write_whole
 from mage_core.machine import autocast
+
+WATCHED = 1_000_000   # see `watched`
+CLIPS_AT_ONCE = 20    # videos whose pixels are in memory together while tokens are made
 
 
 def check_speed(speed: float) -> float:
@@ -38,22 +43,134 @@ def frame_indices(length: int, speed: float, interval: tuple[float, float], clip
     lo, hi = interval
     step = lo + check_speed(speed) * (hi - lo)
     count = max(1, round(length / step))   # at least the first frame, however short the video
-    picked = np.floor(np.linspace(0, length - 1, count)).astype(np.int64)[:clip_length]
+    picked = _evenly(length, count)[:clip_length]
     return np.pad(picked, (0, clip_length - len(picked)), mode="edge")
 
 
-def load_dataset(name: str, digit_set: str = "mnist-5k"):
-    """The dataset of a name; ValueError for an unknown one."""
-    from mage_core import moving_mnist
+def _evenly(length: int, count: int) -> np.ndarray:
+    """`count` frames of a video, evenly from its first to its last (4.2)."""
+    return np.floor(np.linspace(0, length - 1, count)).astype(np.int64)
 
+
+# ---------------------------------------------------------------- datasets
+
+class Dataset(Protocol):
+    """What the rest of the house asks of a dataset: `MovingMNIST`, `CaterGen` and `VideoFolder` all have it.
+
+    `name` says how captions read; `image_size` (pixels), `channels`, `interval` (frames from one sampled frame to the
+    next at speed 0 and 1) and `clip_length` say what a clip is; `sizes` the number of samples of each split, beyond
+    which `spec` goes on where the dataset is `endless`. `content` tells apart what frames are made of (it is part of
+    every cache's name), `source` is a short word of it for the names of runs, and `about` is what a card tells of it.
+    `vocabulary` and `context_length` are those of `encode`.
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    interval: tuple[float, float]
+    clip_length: int
+    endless: bool
+
+    @property
+    def sizes(self) -> dict[str, int]: ...
+    @property
+    def content(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def about(self) -> dict: ...
+    @property
+    def vocabulary(self) -> tuple[str, ...]: ...
+    @property
+    def context_length(self) -> int: ...
+
+    def spec(self, split: str, index: int, seed: int = 0):
+        """The sample at an index of a split: small, frozen, with a `speed` in (0, 1) and its `split`."""
+
+    def caption(self, spec) -> str:
+        """The sentence of a sample."""
+
+    def lengths(self, specs: Sequence) -> np.ndarray:
+        """The frames of some samples' videos: int (b,)."""
+
+    def video(self, spec) -> np.ndarray:
+        """A whole video: uint8 (n H W) or (n H W c)."""
+
+    def clips(self, specs: Sequence, indices: np.ndarray) -> np.ndarray:
+        """The frames `indices` (b T) of b samples and no others: uint8 (b T H W) or (b T H W c)."""
+
+    def encode(self, sentence: str) -> list[int]:
+        """Token ids of a sentence, [CLS] and [SEP] around it; ValueError for one that is none."""
+
+    def tidy(self, sentence: str) -> str:
+        """A sentence as the dataset writes it; ValueError for one that is none."""
+
+
+def load_dataset(name: str, digit_set: str = "mnist-5k", *, mode: str = "explicit",
+                 videos: str | Path | None = None) -> Dataset:
+    """The dataset of a name, on a digit set (Moving MNIST) or with captions of a mode (CATER-GEN: explicit, ambiguous).
+
+    With `videos`, a folder of videos with captions: the authors' layout for cater-gen-v1 and v2, any footage under any
+    other name (`cater.folders`). ValueError for an unknown name, digit set or mode, FileNotFoundError for a folder or
+    list that is not there.
+    """
+    from mage_core import cater, moving_mnist
+
+    drawn = (*moving_mnist.DATASETS, *cater.DATASETS)
+    if videos is not None:
+        if name in moving_mnist.DATASETS:
+            raise ValueError(f"{name} is drawn here and has no folder of videos: leave the folder out, or choose "
+                             f"{' or '.join(cater.DATASETS)}, or a new name for footage of your own")
+        return cater.VideoFolder(videos, name, mode)
+    if name in cater.DATASETS:
+        return cater.CaterGen(name, mode)
     if name in moving_mnist.DATASETS:
         return moving_mnist.MovingMNIST(name, digit_set)
-    raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(moving_mnist.DATASETS)}")
+    raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(drawn)}; footage of your own needs its folder "
+                     "(videos=FOLDER, on the command line --videos FOLDER)")
 
 
-def text_ids(captions_: Sequence[str], dataset_name: str) -> torch.Tensor:
-    """Sentences as token ids (b l), int64, padded with 0; CaptionError for a sentence that does not parse."""
-    rows = [captions.encode(sentence, dataset_name) for sentence in captions_]
+def described(about: dict) -> Dataset:
+    """The dataset that a card tells of (`Dataset.about`): for a folder of videos its `cater.folders.Language` only.
+
+    KeyError where the card leaves out what must be there, ValueError for a dataset that is unknown.
+    """
+    from mage_core import cater
+
+    if "videos" in about:
+        told = about["videos"]
+        return cater.Language(about["dataset"], tuple(told["vocabulary"]), told["context_length"], told["image_size"],
+                              tuple(told["interval"]), about["mode"])
+    if about["dataset"] in cater.DATASETS:
+        return cater.CaterGen(about["dataset"], about.get("mode", "explicit"), about.get("image_size", 128))
+    return load_dataset(about["dataset"], about["digit_set"])
+
+
+def available(dataset: Dataset, split: str, wanted: int | None = None) -> int:
+    """How many samples of a split to use: `wanted`, or the dataset's own number; of a folder no more than it has."""
+    own = dataset.sizes[split]
+    return own if wanted is None else wanted if dataset.endless else min(wanted, own)
+
+
+def watched(dataset: Dataset, count: int) -> tuple[str, range]:
+    """Samples to look at during training, never those of the results table: their split and indices.
+
+    Test samples from the millionth on where the dataset is endless; of a folder those of its validation list, or of
+    its training list where it has none.
+    """
+    if dataset.endless:
+        return "test", range(WATCHED, WATCHED + count)
+    split = "validation" if dataset.sizes.get("validation") else "train"
+    return split, range(min(count, dataset.sizes[split]))
+
+
+def text_ids(captions_: Sequence[str], dataset: Dataset | str) -> torch.Tensor:
+    """Sentences as token ids (b l), int64, padded with 0; ValueError for a sentence that does not parse.
+
+    `dataset` is one, or the name of one of the project's own.
+    """
+    encode = (lambda sentence: captions.encode(sentence, dataset)) if isinstance(dataset, str) else dataset.encode
+    rows = [encode(sentence) for sentence in captions_]
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
@@ -89,32 +206,92 @@ def cache_key(*what: object) -> str:
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
-def token_clips(dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed: int = 0, chunk: int = 100,
+def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed: int = 0, chunk: int = 100,
                 progress: bool = True) -> TokenClips:
     """The first `count` samples of a split as tokens, from the cache or made and kept there.
 
-    The cache's name is a hash of the dataset, its digit set and checksum, the split, count, seed and `vqvae_key` (what
-    made the VQ-VAE). A cache that is missing, damaged or of another size is made again; it is written whole.
+    Only frames that some speed shows are drawn; the others get the tokens of the frame before. The cache's name is a
+    hash of the dataset, its content, the split, seed and `vqvae_key` (what made the VQ-VAE); it lies in parts of `chunk`
+    samples (see `in_parts`), which runs with more or fewer samples share.
     """
     specs = [dataset.spec(split, index, seed) for index in range(count)]
     lengths = np.asarray(dataset.lengths(specs))
     device = next(vqvae.parameters()).device
-    shape = (count, int(lengths.max()), *(dataset.image_size // vqvae.config.down,) * 2)
-    key = cache_key("tokens 2", dataset.name, dataset.digit_set, dataset.digits.checksum, split, count, seed, vqvae_key)
-    path = cache_folder() / f"tokens-{dataset.name}-{split}-{key}.npz"
-    tokens = _cached(path, shape)
-    if tokens is None:
-        tokens = np.zeros(shape, np.uint16)
+    side = dataset.image_size // vqvae.config.down
+
+    def make(first: int, end: int) -> np.ndarray:
         vqvae.eval()
-        starts = range(0, count, chunk)
-        for start in tqdm(starts, desc=f"tokens of {dataset.name}, {split}", unit_scale=chunk, unit="video",
-                          disable=not progress):
-            part, ends = specs[start:start + chunk], lengths[start:start + chunk]
-            frames = np.minimum(np.arange(shape[1]), ends[:, None] - 1)
-            tokens[start:start + chunk] = encode_frames(vqvae, dataset.clips(part, frames), device)
-        write_whole(path, lambda temporary: np.savez(temporary, tokens=tokens))
-    return TokenClips(tokens, lengths, text_ids([dataset.caption(spec) for spec in specs], dataset.name),
+        longest, made = lengths[first:end].max(), []
+        for at in range(first, end, CLIPS_AT_ONCE):   # pixels of a few videos at a time, however many there are
+            few = range(at, min(end, at + CLIPS_AT_ONCE))
+            frames = np.stack([_shown(int(lengths[k]), dataset.interval, dataset.clip_length, int(longest)) for k in few])
+            made.append(encode_frames(vqvae, dataset.clips([specs[k] for k in few], frames), device))
+        return np.concatenate(made)
+
+    key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key)
+    tokens = np.zeros((count, int(lengths.max()), side, side), np.uint16)
+    for first, part in in_parts(
+            cache_folder() / f"tokens-{dataset.name}-{split}-{key}", count, make, chunk=chunk, dtype=np.uint16,
+            shape=lambda first, end: (end - first, int(lengths[first:end].max()), side, side),
+            title=f"tokens of {dataset.name}, {split}", unit="video", progress=progress):
+        tokens[first:first + len(part), :part.shape[1]] = part
+        tokens[first:first + len(part), part.shape[1]:] = part[:, -1:]
+    return TokenClips(tokens, lengths, text_ids([dataset.caption(spec) for spec in specs], dataset),
                       dataset.interval, dataset.clip_length)
+
+
+@cache
+def _shown(length: int, interval: tuple[float, float], clip_length: int, padded: int) -> np.ndarray:
+    """For each frame of a video, padded with its last, the latest one up to it that a clip of some speed shows: (padded,)."""
+    counts = range(max(1, round(length / interval[1])), max(1, round(length / interval[0])) + 1)
+    shown = np.unique(np.concatenate([_evenly(length, count)[:clip_length] for count in counts]))
+    return shown[np.searchsorted(shown, np.minimum(np.arange(padded), length - 1), side="right") - 1]
+
+
+def frame_pool(dataset: Dataset, split: str, indices: range, count: int, seed: int = 0, *, chunk: int = 250,
+               progress: bool = True) -> np.ndarray:
+    """`count` frames of some samples of a split, drawn once: uint8 (count H W) or (count H W c).
+
+    The samples come in turn, each time with another random frame. Kept on disk as `token_clips` keeps tokens.
+    """
+    key = cache_key("frames 1", dataset.name, dataset.content, split, indices.start, len(indices), seed)
+    draw = np.random.Generator(np.random.Philox(int(key, 16))).random(count)
+    specs = [dataset.spec(split, index) for index in indices[:count]]
+    lengths = np.asarray(dataset.lengths(specs))
+
+    def make(first: int, end: int) -> np.ndarray:
+        places = np.arange(first, end) % len(specs)
+        frames = (draw[first:end] * lengths[places]).astype(np.int64)
+        return dataset.clips([specs[place] for place in places], frames[:, None])[:, 0]
+
+    size = (dataset.image_size,) * 2 + ((dataset.channels,) if dataset.channels > 1 else ())
+    parts = in_parts(cache_folder() / f"frames-{dataset.name}-{split}-{key}", count, make, chunk=chunk, dtype=np.uint8,
+                     shape=lambda first, end: (end - first, *size), title=f"frames of {dataset.name}, {split}",
+                     unit="frame", progress=progress)
+    pool = np.empty((count, *size), np.uint8)
+    for first, part in parts:
+        pool[first:first + len(part)] = part
+    return pool
+
+
+def in_parts(folder: Path, count: int, make: Callable[[int, int], np.ndarray], *, chunk: int, dtype: type,
+             shape: Callable[[int, int], tuple[int, ...]], title: str, unit: str,
+             progress: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+    """A long array part by part, as (first row, rows): each from its file in a folder, or made and kept there.
+
+    `make(first, end)` makes the rows from `first` up to and without `end`. Each file is written whole, so that a run
+    that is killed goes on where it was; one that is missing, damaged or of another `shape(first, end)` is made again.
+    """
+    with tqdm(total=count, desc=title, unit=unit, disable=not progress) as bar:
+        for first in range(0, count, chunk):
+            end = min(count, first + chunk)
+            path = folder / f"{first:06d}-{end:06d}.npz"
+            part = _cached(path, shape(first, end), dtype)
+            if part is None:
+                part = make(first, end)
+                write_whole(path, lambda temporary: np.savez_compressed(temporary, rows=part))
+            yield first, part
+            bar.update(end - first)
 
 
 @torch.no_grad()
@@ -122,23 +299,26 @@ def encode_frames(vqvae, frames: np.ndarray, device: torch.device | str = "cpu")
     """8-bit frames (b t H W) or (b t H W c) as token ids (b t h w) uint16; a frame equal to its predecessor once."""
     b, t = frames.shape[:2]
     flat = frames.reshape(b * t, *frames.shape[2:])
-    rows, again = flat.reshape(b * t, -1), np.zeros(b * t, bool)
-    again[1:] = (rows[1:] == rows[:-1]).all(1)
-    images = torch.from_numpy(flat[~again]).to(device).float() / 255
-    images = images[:, None] if frames.ndim == 4 else images.permute(0, 3, 1, 2)
-    images = images.contiguous(memory_format=torch.channels_last)
-    with autocast(device):
-        ids = torch.cat([vqvae.encode(part) for part in images.split(256)]).cpu().numpy().astype(np.uint16)
+    again = np.zeros(b * t, bool)
+    for k in range(1, b * t):
+        again[k] = np.array_equal(flat[k], flat[k - 1])
+    first, made = np.flatnonzero(~again), []
+    for start in range(0, len(first), 256):   # memory is bounded by these, not by the number of frames
+        images = torch.from_numpy(flat[first[start:start + 256]]).to(device).float() / 255
+        images = images[:, None] if frames.ndim == 4 else images.permute(0, 3, 1, 2)
+        with autocast(device):
+            made.append(vqvae.encode(images.contiguous(memory_format=torch.channels_last)).cpu().numpy().astype(np.uint16))
+    ids = np.concatenate(made)
     return ids[np.cumsum(~again) - 1].reshape(b, t, *ids.shape[1:])
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _cached(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
     """The array of a cache file, or None where there is none of that shape that can be read."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            array = file["tokens"]   # a .npz carries a checksum of its content
+            array = file["rows"]   # a .npz carries a checksum of its content
     except Exception:   # foreign bytes fail in as many ways as there are bytes
         return None
-    return array if array.shape == shape and array.dtype == np.uint16 else None
+    return array if array.shape == shape and array.dtype == dtype else None

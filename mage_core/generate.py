@@ -12,8 +12,8 @@ from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mage_core import captions, display
-from mage_core.clips import check_speed, text_ids
+from mage_core import display
+from mage_core.clips import Dataset, check_speed, text_ids
 from mage_core.machine import autocast
 from mage_core.mage import MAGE
 from mage_core.vqvae import VQVAE
@@ -41,9 +41,9 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
         display.check_video_name(save)
     trained = weights if isinstance(weights, Trained) else load(weights)
     dataset = trained.dataset
-    sentence = captions.format_caption(captions.parse(caption, dataset.name), dataset.name)
+    sentence = dataset.tidy(caption)
     first = read_image(image, dataset.image_size, dataset.channels)
-    videos = generate_videos(trained.vqvae, trained.mage, dataset.name, first[None].expand(samples, -1, -1, -1),
+    videos = generate_videos(trained.vqvae, trained.mage, dataset, first[None].expand(samples, -1, -1, -1),
                              [sentence] * samples, [speed] * samples, [seed + i for i in range(samples)], device=device)
     if save is not None:
         display.save_video(videos[0], save, scale=max(1, 256 // dataset.image_size))
@@ -51,13 +51,13 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
 
 
 @torch.no_grad()
-def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: str, images: Tensor, sentences: Sequence[str],
+def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Tensor, sentences: Sequence[str],
                     speeds: Sequence[float], seeds: Sequence[int] | None = None, *,
                     device: str | torch.device | None = None, decode: str = "mean") -> Tensor:
     """A batch of images (b c H W), sentences, speeds and seeds to videos (b T c H W), all in [0, 1].
 
     `decode` is "mean", each token decoded as its mean code (see `MAGE.generate`), or "argmax", as the released code does.
-    `dataset` names the captions' grammar. The first frame is the image itself; the others are decoded from tokens.
+    `dataset` (or its name) says how captions read. The first frame is the image itself; the others are decoded from tokens.
     """
     device = torch.device(device) if device is not None else next(mage.parameters()).device
     if decode not in ("mean", "argmax"):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm.auto import tqdm
 
-from mage_core.clips import frame_indices
+from mage_core.clips import Dataset, frame_indices
 from mage_core.moving_mnist import FREE_RANGE, MovingMNIST, Spec, _recipe, track
 from mage_core.semantics import MotionAccuracy, motion_accuracy
 
@@ -134,8 +134,8 @@ class EvaluationBatch:
     `images` (b c H W) and `truth` (b t c H W) in [0, 1]; `seeds` are the samples' indices in their split.
     """
 
-    dataset: MovingMNIST
-    specs: tuple[Spec, ...]
+    dataset: Dataset
+    specs: tuple
     captions: tuple[str, ...]
     speeds: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -257,7 +257,7 @@ class Row:
         return row
 
 
-def evaluation_batch(dataset: MovingMNIST, split: str, indices: Sequence[int],
+def evaluation_batch(dataset: Dataset, split: str, indices: Sequence[int],
                      seed: int = 0) -> EvaluationBatch:
     """The samples `indices` of a split, each with the speed of its own seed; the frames are drawn now."""
     specs = tuple(dataset.spec(split, index, seed) for index in indices)
@@ -268,7 +268,7 @@ def evaluation_batch(dataset: MovingMNIST, split: str, indices: Sequence[int],
                            to_video(dataset.clips(specs, frames)))
 
 
-def evaluate(generator: Generator | FromBatch, dataset: MovingMNIST, split: str = "test",
+def evaluate(generator: Generator | FromBatch, dataset: Dataset, split: str = "test",
              n: int | None = None, *, name: str = "", seed: int = 0, batch_size: int = 50,
              progress: bool = True) -> Row:
     """The results of a generator on the first n samples of a split (by default all of the paper's size).
@@ -298,7 +298,8 @@ def evaluate_batch(generator: Generator | FromBatch, batch: EvaluationBatch, nam
         videos = _generated(generator, batch).float().cpu()
     seconds = time.perf_counter() - start
     return Row(name, batch.dataset.name, batch.specs[0].split, evaluate_videos(videos, batch.truth),
-               motion_accuracy(videos, batch.dataset, batch.specs, batch.speeds), seconds)
+               motion_accuracy(videos, batch.dataset, batch.specs, batch.speeds)
+               if isinstance(batch.dataset, MovingMNIST) else None, seconds)
 
 
 def _generated(generator: Generator | FromBatch, batch: EvaluationBatch) -> Tensor:
@@ -327,5 +328,6 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def to_video(frames: np.ndarray) -> Tensor:
-    """8-bit grey frames (b t H W) as a video (b t c H W), float in [0, 1]."""
-    return rearrange(torch.from_numpy(frames), "b t h w -> b t 1 h w").float() / 255
+    """8-bit frames (b t H W), or (b t H W c), as a video (b t c H W), float in [0, 1]."""
+    pattern = "b t h w -> b t 1 h w" if frames.ndim == 4 else "b t h w c -> b t c h w"
+    return rearrange(torch.from_numpy(frames), pattern).contiguous().float() / 255

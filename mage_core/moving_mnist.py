@@ -6,9 +6,7 @@ and its frames are pure functions of the spec. The tracks are those of the relea
 
 from __future__ import annotations
 
-import hashlib
 import operator
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,6 +16,7 @@ from numba import njit, prange
 
 from mage_core import captions
 from mage_core.digits import DigitSet, check_name, load_digits
+from mage_core.draws import Draws
 
 IMAGE_SIZE = 64
 DIGIT_SIZE = 28
@@ -99,10 +98,44 @@ class MovingMNIST:
     channels = 1
     interval = (1.0, 2.0)  # frames from one sampled frame to the next, at speed 0 and at speed 1 (paper 4.2)
     clip_length = 10
+    endless = True
 
     def __post_init__(self):
         _recipe(self.name)
         check_name(self.digit_set)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words of the captions; a word's place is its token id."""
+        return captions.vocabulary(self.name)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a caption, [CLS] and [SEP] included."""
+        return captions.context_length(self.name)
+
+    @property
+    def content(self) -> str:
+        """The digit set and its checksum: what frames are made of."""
+        return f"{self.digit_set} {self.digits.checksum}"
+
+    @property
+    def source(self) -> str:
+        """The digit set's name, for the name of a run."""
+        return self.digit_set
+
+    @property
+    def about(self) -> dict:
+        """What a card tells of the dataset; `clips.described` makes it again."""
+        return {"dataset": self.name, "digit_set": self.digit_set}
+
+    def encode(self, sentence: str) -> list[int]:
+        """Token ids of a sentence; CaptionError for one that does not parse."""
+        return captions.encode(sentence, self.name)
+
+    def tidy(self, sentence: str) -> str:
+        """A sentence as the dataset's captions are written; CaptionError for one that does not parse."""
+        return captions.format_caption(captions.parse(sentence, self.name), self.name)
 
     @property
     def digits(self) -> DigitSet:
@@ -127,9 +160,9 @@ class MovingMNIST:
         if index < 0:
             raise ValueError(f"index {index} of split {split!r} is negative: samples are numbered from 0 on")
         # The digit set is not in the key: another set gives other pictures of the same digits and paths.
-        draws = _Draws("sample", self.name, split, index, seed)
+        draws = Draws("sample", self.name, split, index, seed)
         speed = draws.inside()
-        numbers = draws.distinct_digits(3)
+        numbers = draws.distinct(3, 10)
         moving = numbers[:recipe.movers]
         axes = [draws.below(2) for _ in moving[1:]] + [_axis(self.name, split, moving)]
         movers = tuple(self._mover(recipe, draws, digit, axis) for digit, axis in zip(moving, axes))
@@ -137,7 +170,7 @@ class MovingMNIST:
         distractor = self._distractor(draws, numbers[2], movers) if distracted else None
         return Spec(self.name, self.digit_set, split, index, seed, movers, distractor, speed)
 
-    def _mover(self, recipe: _Recipe, draws: _Draws, digit: int, axis: int) -> Mover:
+    def _mover(self, recipe: _Recipe, draws: Draws, digit: int, axis: int) -> Mover:
         image = self._image(draws, digit)
         if recipe.start_hundredths is None:
             start_y, start_x = draws.uniform(), draws.uniform()
@@ -147,7 +180,7 @@ class MovingMNIST:
         named = [motion for motion in captions.motions(self.name) if _MOTIONS[motion][0] == axis]
         return Mover(digit, image, start_y, start_x, named[draws.below(len(named))])
 
-    def _distractor(self, draws: _Draws, digit: int, movers: tuple[Mover, ...]) -> Distractor:
+    def _distractor(self, draws: Draws, digit: int, movers: tuple[Mover, ...]) -> Distractor:
         image = self._image(draws, digit)
         boxes = [(int(FREE_RANGE * mover.start_y), int(FREE_RANGE * mover.start_x)) for mover in movers]
         while True:  # at most two boxes are in the way, so this ends soon
@@ -155,7 +188,7 @@ class MovingMNIST:
             if all(_overlap(corner, box) <= DISTRACTOR_OVERLAP for box in boxes):
                 return Distractor(digit, image, *corner)
 
-    def _image(self, draws: _Draws, digit: int) -> int:
+    def _image(self, draws: Draws, digit: int) -> int:
         indices = self.digits.of(digit)
         return int(indices[draws.below(len(indices))])
 
@@ -366,7 +399,7 @@ def _axes(dataset: str) -> dict[tuple[int, ...], int]:
         combinations = [(digit,) for digit in range(10)]
     else:
         combinations = [(first, second) for first in range(10) for second in range(10) if first != second]
-    draws = _Draws("training axes", dataset)
+    draws = Draws("training axes", dataset)
     for last in range(len(combinations) - 1, 0, -1):  # Fisher and Yates
         other = draws.below(last + 1)
         combinations[last], combinations[other] = combinations[other], combinations[last]
@@ -382,43 +415,6 @@ def _overlap(corner: tuple[int, int], other: tuple[int, int]) -> float:
     """Intersection over union of two digit boxes, given by their corners."""
     height, width = (max(0, DIGIT_SIZE - abs(a - b)) for a, b in zip(corner, other))
     return height * width / (2 * DIGIT_SIZE**2 - height * width)
-
-
-class _Draws:
-    """A stream of random numbers that hangs on its key alone: BLAKE2b of the key and a counter.
-
-    numpy promises no stable streams for its Generator's methods; a hash is the same everywhere and for ever.
-    """
-
-    def __init__(self, *key: object):
-        self._key = "|".join(map(str, key))
-        self._block = 0
-        self._words: list[int] = []
-
-    def word(self) -> int:
-        """A whole number, uniform in 0 to 2^64 - 1."""
-        if not self._words:
-            digest = hashlib.blake2b(f"{self._key}|{self._block}".encode()).digest()
-            self._words = list(struct.unpack("<8Q", digest))
-            self._block += 1
-        return self._words.pop()
-
-    def below(self, end: int) -> int:
-        """A whole number, uniform in 0 to end - 1."""
-        return self.word() * end >> 64
-
-    def uniform(self) -> float:
-        """Uniform in [0, 1), a multiple of 2^-53."""
-        return (self.word() >> 11) * 2.0**-53
-
-    def inside(self) -> float:
-        """Uniform in the open interval (0, 1)."""
-        return ((self.word() >> 12) + 0.5) * 2.0**-52
-
-    def distinct_digits(self, count: int) -> tuple[int, ...]:
-        """`count` different digits, each order of them equally likely."""
-        left = list(range(10))
-        return tuple(left.pop(self.below(len(left))) for _ in range(count))
 
 
 # -------------------------------------------------------------------------------------------- kernels

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mage_core import captions
 from mage_core.mage import MAGEConfig
+from mage_core.moving_mnist import DATASETS as MNIST
 from mage_core.vqvae import VQVAEConfig
 
 
@@ -33,12 +33,14 @@ class VQVAERecipe:
     learning_rate: float
     commitment: float            # weight of eq. 1's last term, beside a mean squared error in [0, 1] x `reconstruction`
     reconstruction: float
-    crop: int | None = None      # pixels: train on squares of this side, cut on the token grid around what varies
+    crop: int | None = None      # token rows: train on squares of this side, cut on the token grid around what moves
+    pool: int | None = None      # frames drawn once, of which each step takes some; None: fresh frames every step
     warm_images: int = 0         # images before the codebook is laid (by k-means) and quantising begins
     encoder_width: int = 64
     encoder_blocks: int = 3
     decoder_blocks: int = 3
     code_channels: int = 16
+    background: bool = False     # see differences from what is behind all that moves ("patch" alone)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ PRESETS = {
     "smoke": Preset(
         "smoke",
         VQVAERecipe("patch", 32, 64, images=320, batch=16, learning_rate=2e-3, commitment=1.0, reconstruction=100.0,
-                    crop=44, encoder_width=16, encoder_blocks=1, decoder_blocks=1),
+                    crop=11, encoder_width=16, encoder_blocks=1, decoder_blocks=1),
         MAGERecipe(32, samples=64, batch=4, learning_rate=2e-3, dropout=0.0, head_width=16, axial_layers=3, muon=3.0,
                    later_frames=2, hide_all=0.3, hide_some=0.3, own_frames=0.3, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=32),
@@ -88,7 +90,7 @@ PRESETS = {
     "quick": Preset(
         "quick",
         VQVAERecipe("patch", 128, 2048, images=240_000, batch=16, learning_rate=3e-3, commitment=10.0,
-                    reconstruction=100.0, crop=44),
+                    reconstruction=100.0, crop=11),
         MAGERecipe(128, samples=11_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=2_500),
@@ -101,10 +103,19 @@ PRESETS = {
 }
 
 
-def preset(name: str = "auto") -> Preset:
-    """The preset of a name; `auto` follows MAGE_PRESET where set, else takes `paper` on a GPU and `quick` on a CPU.
+# What differs for colour videos of 128 x 128 (CATER-GEN, folders), where drawing a frame costs more than training on it.
+COLOUR = {
+    "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True}, "mage": {"samples": 32}},
+    "quick": {"pairs": 3_000, "vqvae": {"pool": 6_000, "background": True}},
+    "paper": {"vqvae": {"pool": 40_000}},
+}
 
-    An explicit name always wins. ValueError for an unknown one, in the argument or in MAGE_PRESET.
+
+def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
+    """The preset of a name, as it is for a dataset (see `COLOUR`).
+
+    `auto` follows MAGE_PRESET where set, else takes `paper` on a GPU and `quick` on a CPU; an explicit name always wins.
+    ValueError for an unknown one, in the argument or in MAGE_PRESET.
     """
     source = "preset"
     if name == "auto":
@@ -113,7 +124,12 @@ def preset(name: str = "auto") -> Preset:
         name = "paper" if torch.cuda.is_available() else "quick"
     if name not in PRESETS:
         raise ValueError(f"{source} is {name!r}: choose one of {', '.join(PRESETS)}, or auto")
-    return PRESETS[name]
+    chosen = PRESETS[name]
+    if dataset_name not in MNIST:
+        stages = {stage: dataclasses.replace(getattr(chosen, stage), **fields) if isinstance(fields, dict) else fields
+                  for stage, fields in COLOUR[name].items()}
+        chosen = dataclasses.replace(chosen, **stages)
+    return chosen
 
 
 def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
@@ -157,14 +173,15 @@ def vqvae_config(recipe: VQVAERecipe, dataset) -> VQVAEConfig:
         channels=dataset.channels, width=recipe.width, codebook_size=recipe.codebook_size,
         down=dataset.image_size // 16, pixel_range=pixel_range, commitment=recipe.commitment, shape=recipe.shape,
         code_channels=recipe.code_channels, encoder_blocks=recipe.encoder_blocks,
-        decoder_blocks=recipe.decoder_blocks, encoder_width=recipe.encoder_width)
+        decoder_blocks=recipe.decoder_blocks, encoder_width=recipe.encoder_width,
+        background=dataset.image_size if recipe.background else 0)
 
 
 def mage_config(recipe: MAGERecipe, dataset, codebook_size: int) -> MAGEConfig:
     """The deterministic MAGE of a recipe for a dataset."""
     return MAGEConfig(
         codebook_size=codebook_size, rows=16, columns=16, clip_length=dataset.clip_length, width=recipe.width,
-        vocabulary_size=len(captions.vocabulary(dataset.name)), context_length=captions.context_length(dataset.name),
+        vocabulary_size=len(dataset.vocabulary), context_length=dataset.context_length,
         head_width=recipe.head_width, axial_layers=recipe.axial_layers, dropout=recipe.dropout,
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,

@@ -30,16 +30,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mage_core import metrics, weights
-from mage_core.clips import TokenClips, encode_frames, load_dataset, token_clips
+from mage_core.clips import TokenClips, available, encode_frames, frame_pool, load_dataset, token_clips, watched
 from mage_core.generate import generate_videos
 from mage_core.files import cache_folder, write_whole
 from mage_core.machine import autocast, describe as describe_machine, relaunch_with_fast_allocator
 from mage_core.mage import MAGE
+from mage_core.moving_mnist import MovingMNIST
 from mage_core.muon import Muon
 from mage_core.presets import MAGERecipe, Preset, changed, describe, mage_config, preset, vqvae_config
 from mage_core.vqvae import VQVAE, Codebook, varied
-
-WATCHED = 1_000_000   # clips to watch during training are test samples from this index on, never those of the table
 
 
 class TrainingStopped(RuntimeError):
@@ -217,23 +216,27 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     recipe, device = chosen.vqvae, torch.device(device)
     torch.manual_seed(_hash(seed, "vqvae start"))
     vqvae = VQVAE(vqvae_config(recipe, dataset)).to(device, memory_format=torch.channels_last)
-    frames = FrameSource(dataset, chosen.pairs, seed)
+    frames = FrameSource(dataset, chosen.pairs, seed, pool=recipe.pool, progress=progress)
     warm_steps = math.ceil(recipe.warm_images / recipe.batch)
+    if recipe.background:
+        vqvae.background.copy_(frames.background)
     if not (folder / "vqvae.pt").exists() and not warm_steps:
         vqvae.initialise(frames.batch(-1, min(3_000, 12 * recipe.codebook_size)).to(device), seed)
     codebook = Codebook(vqvae).to(device)
     vqvae.codebook.requires_grad_(False)
-    held_out = FrameSource(dataset, None, seed, split="test", first=WATCHED).batch(0, 256).to(device)
+    looks = 256 * 64 ** 2 // dataset.image_size ** 2   # as many pixels for every dataset
+    held_out = FrameSource.held_out(dataset, looks, seed, kept=recipe.pool is not None).batch(0, looks).to(device)
     kept: dict[str, Tensor] = {}
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         if warm_steps and number == warm_steps:
             vqvae.initialise(frames.batch(-1, 3_000).to(device), seed)
             codebook.restart(vqvae)
-        images = frames.batch(number, recipe.batch, recipe.crop, vqvae.config.down).to(device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        crop = recipe.crop and recipe.crop * vqvae.config.down
+        images, behind = (part.to(device, memory_format=torch.channels_last)
+                          for part in frames.cut(number, recipe.batch, crop, vqvae.config.down))
         with autocast(device):
-            out = vqvae(images, quantise=number >= warm_steps)
+            out = vqvae(images, quantise=number >= warm_steps, background=behind)
         kept.update(features=out.features, token_ids=out.token_ids)
         loss = recipe.reconstruction * out.reconstruction_loss + recipe.commitment * out.commitment_loss
         return loss, {"used": float(out.token_ids.unique().numel())} if number % 20 == 19 else {}
@@ -253,30 +256,55 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
 
 
 class FrameSource:
-    """Random frames of a split's pairs, a function of (seed, step): images (b c H W) in [0, 1]."""
+    """Random frames of a split's samples, a function of (seed, step): images (b c H W) in [0, 1].
 
-    def __init__(self, dataset, pairs: int | None, seed: int, split: str = "train", first: int = 0):
-        count = pairs or (dataset.sizes[split] if not first else 256)
+    With a `pool`, that many frames are drawn once and kept on disk (`clips.frame_pool`), and every step takes from them:
+    where drawing a frame costs more than training on it. `background` (c H W) is the median of 256 frames, what
+    is behind all that moves.
+    """
+
+    def __init__(self, dataset, pairs: int | None, seed: int, split: str = "train", *, indices: range | None = None,
+                 pool: int | None = None, progress: bool = False):
+        indices = range(available(dataset, split, pairs)) if indices is None else indices
+        if not indices:
+            raise ValueError(f"{dataset.name} has no sample in its split {split!r}: there is nothing to train on")
         self.dataset, self.seed = dataset, seed
-        self.specs = [dataset.spec(split, first + index) for index in range(count)]
-        self.lengths = np.asarray(dataset.lengths(self.specs))
+        self.pool = None if pool is None else frame_pool(dataset, split, indices, pool, seed, progress=progress)
+        if pool is None:
+            self.specs = [dataset.spec(split, index) for index in indices]
+            self.lengths = np.asarray(dataset.lengths(self.specs))
+        self.background = self.batch(-2, 256).median(0).values
+
+    @classmethod
+    def held_out(cls, dataset, count: int, seed: int, *, kept: bool = False) -> FrameSource:
+        """Frames of samples to look at during training (`clips.watched`), with `kept` drawn once and kept on disk."""
+        split, indices = watched(dataset, count)
+        return cls(dataset, None, seed, split, indices=indices, pool=count if kept else None)
 
     def batch(self, step: int, size: int, crop: int | None = None, grid: int = 1) -> Tensor:
-        """`size` frames; with `crop`, squares of that side, cut on the token grid around a random pixel that varies."""
+        """`size` frames; with `crop`, squares of that side, cut on the token grid around a random pixel of what moves."""
+        return self.cut(step, size, crop, grid)[0]
+
+    def cut(self, step: int, size: int, crop: int | None = None, grid: int = 1) -> tuple[Tensor, Tensor]:
+        """`batch`, and what is behind each of its images: both (b c H W)."""
         draw = np.random.Generator(np.random.Philox(_hash(self.seed, "frames", step)))
-        samples = draw.integers(len(self.specs), size=size)
-        frames = draw.integers(self.lengths[samples])
-        images = to_images(self.dataset.clips([self.specs[sample] for sample in samples], frames[:, None])[:, 0])
+        samples = draw.integers(len(self.specs) if self.pool is None else len(self.pool), size=size)
+        if self.pool is None:
+            frames = draw.integers(self.lengths[samples])
+            images = to_images(self.dataset.clips([self.specs[sample] for sample in samples], frames[:, None])[:, 0])
+        else:
+            images = to_images(self.pool[samples])
         if crop is None or crop >= images.shape[-1]:
-            return images
-        content = (images - images.flatten(2).median(2).values[..., None, None]).abs().amax(1) > 0.02
-        cut = []
+            return images, self.background.expand_as(images) if step != -2 else images
+        content = (images - self.background).abs().amax(1) > 0.02
+        cut, behind = [], []
         for image, where, u in zip(images, content, draw.random(size)):
             places = where.nonzero()
             y, x = places[int(u * len(places))].tolist() if len(places) else (0, 0)
             top, left = (min(max(0, (v - crop // 2) // grid * grid), images.shape[-1] - crop) for v in (y, x))
-            cut.append(image[:, top:top + crop, left:left + crop])
-        return torch.stack(cut)
+            for whole, parts in ((image, cut), (self.background, behind)):
+                parts.append(whole[:, top:top + crop, left:left + crop])
+        return torch.stack(cut), torch.stack(behind)
 
 
 def to_images(frames: np.ndarray) -> Tensor:
@@ -302,7 +330,7 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
     changed all the same; `changed`: of all tokens, the share that changed; `codes`: how many codes were used.
     """
     batch = metrics.evaluation_batch(dataset, split, range(count))
-    frames = (batch.truth * 255).round().to(torch.uint8).squeeze(2).numpy()
+    frames = rearrange((batch.truth * 255).round().to(torch.uint8), "b t c h w -> b t h w c").numpy()
     ids = torch.from_numpy(encode_frames(vqvae.eval(), frames, next(vqvae.parameters()).device).astype(np.int64))
     down = vqvae.config.down
     moved = (batch.truth[:, 1:] != batch.truth[:, :-1]).any(2).float()
@@ -322,8 +350,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     """
     recipe, device = chosen.mage, torch.device(device)
     vqvae = vqvae.to(device).eval()
-    tokens = token_clips(dataset, vqvae, "train", chosen.pairs or dataset.sizes["train"], vqvae_key=fingerprint(vqvae),
-                         progress=progress)
+    pairs = min(available(dataset, "train", chosen.pairs), recipe.samples)   # more would never be seen
+    tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=fingerprint(vqvae), progress=progress)
     torch.manual_seed(_hash(seed, "mage start"))
     mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size))
     if start is not None:
@@ -338,11 +366,11 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
             out = mage(**{name: value.to(device) for name, value in batch.items() if value is not None})
         return out.loss, {}
 
-    watched = metrics.evaluation_batch(dataset, "test", range(WATCHED, WATCHED + chosen.watch_clips))
+    looked_at = metrics.evaluation_batch(dataset, *watched(dataset, chosen.watch_clips))
 
     def watch() -> dict[str, float]:
-        row = metrics.evaluate_batch(generator(vqvae, mage), watched)
-        return {"psnr": row.scores.psnr_frames, "motion": row.motion.accuracy}
+        row = metrics.evaluate_batch(generator(vqvae, mage), looked_at)
+        return {"psnr": row.scores.psnr_frames} | ({"motion": row.motion.accuracy} if row.motion else {})
 
     stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                   optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay), step, None,
@@ -435,7 +463,7 @@ def _order(seed: int, epoch: int, pairs: int) -> np.ndarray:
 def generator(vqvae: VQVAE, mage: MAGE) -> metrics.FromBatch:
     """A trained pair as a generator of whole batches, for `metrics.evaluate`."""
     return metrics.FromBatch(lambda batch: generate_videos(
-        vqvae, mage, batch.dataset.name, batch.images, batch.captions, batch.speeds, batch.seeds))
+        vqvae, mage, batch.dataset, batch.images, batch.captions, batch.speeds, batch.seeds))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -447,14 +475,14 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _recipe(recipe, dataset, seed: int, pairs: int | None) -> dict:
-    return {**dataclasses.asdict(recipe), "dataset": dataset.name, "digit_set": dataset.digit_set, "seed": seed, "pairs": pairs}
+    return {**dataclasses.asdict(recipe), **dataset.about, "seed": seed, "pairs": pairs}
 
 
 # ---------------------------------------------------------------- both stages, and the table
 
 def run_folder(dataset, chosen: Preset, seed: int) -> Path:
     """Where a run lives unless told otherwise."""
-    return cache_folder() / "runs" / f"{dataset.name}-{chosen.name}-{dataset.digit_set}-seed{seed}"
+    return cache_folder() / "runs" / f"{dataset.name}-{chosen.name}-{dataset.source}-seed{seed}"
 
 
 def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
@@ -479,43 +507,56 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
                             start=start.mage if start else None)
     if not done:
         return None
-    about = {"dataset": dataset.name, "digit_set": dataset.digit_set, "preset": chosen.name, "seed": seed,
+    about = {**dataset.about, "preset": chosen.name, "seed": seed,
              "recipe": dataclasses.asdict(chosen), "machine": describe_machine(),
              "curves": (curves := {stage: curve for stage in ("vqvae", "mage")
                                    if (curve := read_curve(folder / f"{stage}.jsonl"))}),
              "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
-    return weights.save(folder / "weights.safetensors", vqvae, mage, about)
+    trained = weights.save(folder / "weights.safetensors", vqvae, mage, about)
+    trained.dataset = dataset   # a card only describes a folder of videos
+    return trained
 
 
 def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", progress: bool = True) -> list[metrics.Row]:
-    """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling."""
+    """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling.
+
+    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for Moving
+    MNIST alone.
+    """
     dataset = trained.dataset
     rows = {"MAGE": generator(trained.vqvae, trained.mage), "first frame repeated": metrics.first_frame_repeated(),
-            "VQ-VAE reconstruction": metrics.reconstruction(trained.vqvae), "perfect predictor": metrics.perfect_predictor()}
+            "VQ-VAE reconstruction": metrics.reconstruction(trained.vqvae)}
+    if isinstance(dataset, MovingMNIST):
+        rows["perfect predictor"] = metrics.perfect_predictor()
+    n = available(dataset, split, n)
     return [metrics.evaluate(made, dataset, split, n, name=name, progress=progress) for name, made in rows.items()]
 
 
 def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed: int = 0, weights_name: str = "shipped",
-          digit_set: str = "mnist-5k", progress: bool = True) -> weights.Trained:
+          digit_set: str = "mnist-5k", mode: str = "explicit", videos: str | Path | None = None,
+          progress: bool = True) -> weights.Trained:
     """A trained model for a notebook, from the nearest place: shipped weights, this machine's run, or trained now.
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
-    auto), "train" (never those), or a name or file for `weights.load`. Prints what was used.
+    auto), "train" (never those), or a name or file for `weights.load`. `digit_set`, `mode` and `videos` are those of
+    `clips.load_dataset`. Prints what was used.
     """
     if weights_name not in ("shipped", "train"):
         found = weights.load(weights_name)
         print(f"weights {weights_name}")
         return found
     explicit = preset_name != "auto" or os.environ.get("MAGE_PRESET")
-    if weights_name == "shipped" and not explicit and dataset_name in weights.names():
+    shipped = mode == "explicit" and videos is None   # what the weights that ship were trained on
+    if weights_name == "shipped" and shipped and not explicit and dataset_name in weights.names():
         print(f"the weights that ship for {dataset_name}")
         return weights.load(dataset_name)
-    chosen, dataset = preset(preset_name), load_dataset(dataset_name, digit_set)
+    chosen, dataset = preset(preset_name, dataset_name), load_dataset(dataset_name, digit_set, mode=mode, videos=videos)
     folder = run_folder(dataset, chosen, seed)
     kept = folder / "weights.safetensors"
     if kept.exists():
         found = weights.load(kept)
         if found.card.get("recipe") == json.loads(json.dumps(dataclasses.asdict(chosen))):
+            found.dataset = dataset
             print(f"reused the {chosen.name} run of {dataset_name} that is on disk")
             return found
         shutil.rmtree(folder)   # the preset has changed since
@@ -527,6 +568,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mage_core.training", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="single-mnist")
     parser.add_argument("--digit-set", default="mnist-5k", help="mnist-5k ships; mnist-70k must be downloaded first")
+    parser.add_argument("--captions", default="explicit", help="of CATER-GEN: explicit or ambiguous")
+    parser.add_argument("--videos", type=Path, metavar="FOLDER",
+                        help="train on a folder of videos with captions: a CATER-GEN download, or footage of your own")
     parser.add_argument("--preset", default="auto", help="smoke, quick, paper or auto")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="changes",
                         help="change a field of the preset, e.g. mage.samples=100_000 (name a --run of its own)")
@@ -537,8 +581,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", help="weights to go on from, by name or file, in place of training from nothing")
     given = parser.parse_args(arguments)
 
-    chosen, dataset = changed(preset(given.preset), given.changes), load_dataset(given.dataset, given.digit_set)
-    print(describe_machine(), describe(chosen), f"dataset {dataset.name} on {dataset.digit_set}, seed {given.seed}",
+    chosen = changed(preset(given.preset, given.dataset), given.changes)
+    dataset = load_dataset(given.dataset, given.digit_set, mode=given.captions, videos=given.videos)
+    print(describe_machine(), describe(chosen), f"dataset {dataset.name} ({dataset.source}), seed {given.seed}",
           sep="\n", flush=True)
     trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes,
                     start=weights.load(given.start) if given.start else None)

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 class VQVAEConfig:
     """Sizes of a VQ-VAE; `pixel_range` is what the network sees for black and white (the public range is 0 to 1).
 
-    `shape` is "released" or "patch"; the last four fields are those of "patch": channels of a code, residual blocks of
-    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, and the encoder's width. Raises ValueError, showing the number, where a
-    size cannot be built.
+    `shape` is "released" or "patch"; the last five fields are those of "patch": channels of a code, residual blocks of
+    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, the encoder's width, and the side
+    of the images' common background, from which the network sees and makes differences only (0: there is none). Raises
+    ValueError, showing the number, where a size cannot be built.
     """
 
     channels: int
@@ -39,6 +40,7 @@ class VQVAEConfig:
     encoder_blocks: int = 3
     decoder_blocks: int = 3
     encoder_width: int = 64
+    background: int = 0
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "codebook_size"):
@@ -49,6 +51,9 @@ class VQVAEConfig:
         if self.shape == "patch" and not 1 <= self.code_channels <= self.channels * self.down ** 2:
             raise ValueError(f"VQVAEConfig.code_channels is {self.code_channels}: it must be 1 to the "
                              f"{self.channels * self.down ** 2} numbers of a patch")
+        if self.background and (self.shape != "patch" or self.background < 0 or self.background % self.down):
+            raise ValueError(f"VQVAEConfig.background is {self.background}: it must be 0, or with the shape 'patch' the side "
+                             f"of the images, a multiple of {self.down}")
         if self.down not in (4, 8):
             raise ValueError(f"VQVAEConfig.down is {self.down}: the encoder shrinks images by 4 (MNIST) or 8 (CATER)")
         if self.down == 8 and self.width % 4:
@@ -246,6 +251,8 @@ class VQVAE(nn.Module):
         self.encoder, self.decoder = build_autoencoder(config)
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_width))
         nn.init.uniform_(self.codebook, -1 / config.codebook_size, 1 / config.codebook_size)
+        if config.background:   # (c H W) in [0, 1]
+            self.register_buffer("background", torch.zeros(config.channels, config.background, config.background))
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_uniform_(module.weight)
@@ -283,18 +290,19 @@ class VQVAE(nn.Module):
         """Token ids (b h w) -> images (b c H W), clipped to [0, 1]."""
         return self.from_network(self.decode_network(token_ids))
 
-    def forward(self, images: Tensor, *, quantise: bool = True) -> VQVAEOutput:
+    def forward(self, images: Tensor, *, quantise: bool = True, background: Tensor | None = None) -> VQVAEOutput:
         """Images (b c H W) in [0, 1] -> reconstruction, token ids and the losses of eq. 1.
 
         Without `quantise` the decoder sees the features themselves: a plain autoencoder, before there is a codebook.
+        `background` (b c H W) is what is behind parts of images, cut as they are; see `VQVAEConfig`.
         """
-        images = self.to_network(images)
+        images = self.to_network(images, background)
         features = self.features(images)
         if not quantise:
             b, _, h, w = features.shape
             reconstruction = self.decoder(features).float()
             loss, none = F.mse_loss(reconstruction, images.float()), features.new_zeros((), dtype=torch.float32)
-            return VQVAEOutput(self.from_network(reconstruction.detach()), torch.zeros(b, h, w, dtype=torch.long), loss,
+            return VQVAEOutput(self.from_network(reconstruction.detach(), background), torch.zeros(b, h, w, dtype=torch.long), loss,
                                loss, none, none)
         token_ids = self.nearest(features)
         codes, features = self.embed(token_ids).float(), features.float()
@@ -304,21 +312,29 @@ class VQVAE(nn.Module):
         codebook_loss = F.mse_loss(codes, features.detach())
         commitment_loss = F.mse_loss(features, codes.detach())
         loss = reconstruction_loss + codebook_loss + self.config.commitment * commitment_loss
-        return VQVAEOutput(self.from_network(reconstruction.detach()), token_ids, loss,
+        return VQVAEOutput(self.from_network(reconstruction.detach(), background), token_ids, loss,
                            reconstruction_loss, codebook_loss, commitment_loss,
                            rearrange(features.detach(), "b e h w -> (b h w) e"))
 
     # ---- the same in the network's own pixel range
 
-    def to_network(self, images: Tensor) -> Tensor:
-        """[0, 1] -> `pixel_range`."""
+    def to_network(self, images: Tensor, background: Tensor | None = None) -> Tensor:
+        """[0, 1] -> `pixel_range`, less the background where there is one."""
         low, high = self.config.pixel_range
-        return images * (high - low) + low
+        return (images - self._behind(images, background)) * (high - low) + low
 
-    def from_network(self, images: Tensor) -> Tensor:
-        """`pixel_range` -> [0, 1], clipped."""
+    def from_network(self, images: Tensor, background: Tensor | None = None) -> Tensor:
+        """`pixel_range` -> [0, 1], clipped, before the background where there is one."""
         low, high = self.config.pixel_range
-        return ((images.float() - low) / (high - low)).clamp(0, 1)
+        return ((images.float() - low) / (high - low) + self._behind(images, background)).clamp(0, 1)
+
+    def _behind(self, images: Tensor, background: Tensor | None) -> Tensor | float:
+        if not self.config.background:
+            return 0.0
+        if background is None and images.shape[-2:] != self.background.shape[-2:]:
+            raise ValueError(f"images of shape {tuple(images.shape)}: this VQ-VAE knows the background of whole images, "
+                             f"{' x '.join(map(str, self.background.shape))}; for parts of them give `background` too")
+        return self.background if background is None else background
 
     def encode_network(self, images: Tensor) -> Tensor:
         """Images (b c H W) in `pixel_range` -> token ids (b h w)."""

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -107,6 +108,9 @@ def to_released(vqvae: VQVAE, mage: MAGE) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------- our own weights, by name
 
+DATASET = ("dataset", "digit_set", "mode", "image_size", "version", "videos")   # what a card tells of a dataset
+
+
 @dataclass
 class Trained:
     """Both stages, what they were trained on, and their card (a dict; see `save`)."""
@@ -116,11 +120,11 @@ class Trained:
     card: dict
     path: Path | None = None
 
-    @property
+    @cached_property
     def dataset(self):
-        """The dataset that the weights are for, on the digit set that they were trained on."""
-        from mage_core.clips import load_dataset
-        return load_dataset(self.card["dataset"], self.card["digit_set"])
+        """The dataset that the weights are for, as their card tells of it (`clips.described`)."""
+        from mage_core.clips import described
+        return described(self.card)
 
     def add_results(self, rows: Iterable) -> None:
         """Write rows of a results table (`metrics.Row`) into the card, beside the weights."""
@@ -136,17 +140,17 @@ def names() -> list[str]:
 def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, half: bool = True) -> Trained:
     """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
 
-    With `half` the weights are kept in fp16 but for the VQ-VAE's encoder and codebook, on which every token hangs. The card holds `about`,
-    both configurations and the file's SHA-256.
+    With `half` the weights are kept in fp16 but for the VQ-VAE's encoder, background and codebook, on which every token
+    hangs. The card holds `about`, both configurations and the file's SHA-256.
     """
     path = Path(path)
     tensors = {}
     for stage, model in (("vqvae", vqvae), ("mage", mage)):
         for name, tensor in model.state_dict().items():
-            keep = not half or not tensor.is_floating_point() or name.startswith(("encoder.", "codebook"))
+            keep = not half or not tensor.is_floating_point() or name.startswith(("encoder.", "codebook", "background"))
             tensors[f"{stage}.{name}"] = tensor.detach().cpu().contiguous().to(tensor.dtype if keep else torch.float16)
     configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
-    told = {"configs": configs, **{key: about[key] for key in ("dataset", "digit_set")}}
+    told = {"configs": configs, "dataset": about["dataset"], **{key: about[key] for key in DATASET if key in about}}
     # under one key, for safetensors writes several in any order: the same weights make the same file
     write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(told)}))
     _write_card(path, {**about, "configs": configs, "sha256": sha256(path)})
@@ -184,7 +188,7 @@ def load(name: str | Path) -> Trained:
         raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train one "
                               "with python -m mage_core.training; the authors' checkpoints load with "
                               "weights.load_released") from error
-    card = {**{key: told[key] for key in ("dataset", "digit_set")}, **card}
+    card = {**{key: told[key] for key in DATASET if key in told}, **card}
     return Trained(models["vqvae"].eval(), models["mage"].eval(), card, path)
 
 

@@ -1,8 +1,10 @@
 """Frame indices against exact arithmetic, captions as ids, and the cache of tokens: never wrong, never half."""
 
 import dataclasses
+import json
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mage_core import captions, clips
+from mage_core import captions, cater, clips
 from mage_core.clips import TokenClips, check_speed, encode_frames, frame_indices, load_dataset, text_ids, token_clips
 from mage_core.moving_mnist import DATASETS, MovingMNIST
 from mage_core.presets import PRESETS, vqvae_config
@@ -88,8 +90,48 @@ def test_datasets_load_by_name(name):
 
 
 def test_unknown_datasets_are_shown_with_the_known_ones():
-    with pytest.raises(ValueError, match="'triple-mnist'.*single-mnist, double-mnist, modified-mnist"):
+    with pytest.raises(ValueError, match="'triple-mnist'.*single-mnist, double-mnist, modified-mnist, cater-gen-v1"):
         load_dataset("triple-mnist")
+    with pytest.raises(ValueError, match="single-mnist is drawn here and has no folder"):
+        load_dataset("single-mnist", videos=".")
+    with pytest.raises(ValueError, match="unknown captions 'clear': use one of explicit, ambiguous"):
+        load_dataset("cater-gen-v2", mode="clear")
+    with pytest.raises(FileNotFoundError, match="no folder no-such-folder"):
+        load_dataset("cater-gen-v1", videos="no-such-folder")
+
+
+@pytest.mark.parametrize("name", [*DATASETS, *cater.DATASETS])
+def test_every_dataset_is_told_by_a_card_and_has_the_parts_that_the_house_asks_for(name):
+    dataset = load_dataset(name)
+    told = json.loads(json.dumps(dataset.about))
+    assert clips.described(told) == dataset and dataset.endless and set(dataset.sizes) == {"train", "test"}
+    assert len(dataset.vocabulary) == len(set(dataset.vocabulary)) and dataset.interval[0] < dataset.interval[1]
+    sentences = [dataset.caption(dataset.spec("test", index)) for index in range(20)]
+    for sentence in sentences:
+        assert len(dataset.encode(sentence)) <= dataset.context_length
+        assert dataset.tidy("  " + sentence.upper()) == sentence
+    assert torch.equal(text_ids(sentences, dataset), text_ids(sentences, name))
+    with pytest.raises(captions.CaptionError):
+        dataset.tidy("the digit cone is sliding")
+
+
+def test_captions_are_explicit_or_ambiguous_and_the_card_says_which():
+    explicit, ambiguous = (load_dataset("cater-gen-v1", mode=mode) for mode in cater.MODES)
+    assert explicit != ambiguous == clips.described(ambiguous.about)
+    assert explicit.content == ambiguous.content, "the same frames, so the same tokens"
+    assert explicit.source != ambiguous.source, "runs of their own"
+
+
+def test_how_many_samples_are_used_and_which_are_watched():
+    single = load_dataset("single-mnist")
+    assert [clips.available(single, "train", wanted) for wanted in (None, 7, 20_000)] == [10_000, 7, 20_000]
+    split, indices = clips.watched(single, 5)
+    assert split == "test" and len(indices) == 5 and indices[0] >= single.sizes["test"], "never those of the table"
+    folder = SimpleNamespace(endless=False, sizes={"train": 3, "test": 2})
+    assert [clips.available(folder, "train", wanted) for wanted in (None, 2, 9)] == [3, 2, 3]
+    assert clips.watched(folder, 9) == ("train", range(3))
+    folder.sizes["validation"] = 1
+    assert clips.watched(folder, 9) == ("validation", range(1))
 
 
 def test_captions_become_rows_padded_at_the_end():
@@ -185,6 +227,11 @@ def make(dataset, model=None, split="train", count=5, *, vqvae_key="a", seed=0, 
                        **options)
 
 
+def files(folder):
+    """All files of a folder, at any depth, by name."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def assert_same(one: TokenClips, other: TokenClips):
     assert np.array_equal(one.token_ids, other.token_ids) and np.array_equal(one.lengths, other.lengths)
     assert torch.equal(one.text_ids, other.text_ids)
@@ -201,8 +248,11 @@ def test_tokens_are_those_of_every_frame_and_the_captions_belong_to_them(cache, 
     for index, spec in enumerate(specs):
         video = dataset.video(spec)
         expected = encode_frames(Averages(), video[None])[0]
-        assert np.array_equal(tokens.token_ids[index, :len(video)], expected)
-        assert (tokens.token_ids[index, len(video):] == expected[-1]).all(), "a short video goes on as its last frame"
+        shown = np.unique([frame_indices(len(video), eta, dataset.interval) for eta in np.arange(0.01, 1, 0.01)])
+        assert np.array_equal(tokens.token_ids[index, shown], expected[shown]), "every frame that some speed shows"
+        for frame in set(range(len(video))) - set(shown.tolist()):
+            assert np.array_equal(tokens.token_ids[index, frame], expected[shown[shown < frame].max()])
+        assert (tokens.token_ids[index, len(video):] == expected[shown[-1]]).all(), "a short video goes on as its last frame"
         words = [word for word in tokens.text_ids[index].tolist() if word]
         assert captions.decode(words, name) == dataset.caption(spec)
     assert (tokens.interval, tokens.clip_length) == (dataset.interval, dataset.clip_length)
@@ -223,12 +273,12 @@ def test_a_batch_is_the_clips_at_their_speeds(cache, single):
 def test_the_same_tokens_are_made_once(cache, single):
     model = Averages()
     first = make(single, model)
-    path, = cache.iterdir()
+    path, = files(cache)
     before, seen = (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes()), model.seen
     again = make(single, model)
     assert_same(first, again)
     assert model.seen == seen and (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes()) == before
-    assert list(cache.iterdir()) == [path]
+    assert files(cache) == [path]
 
 
 class OtherDigits(MovingMNIST):
@@ -245,17 +295,17 @@ class OtherDigits(MovingMNIST):
 ], ids=["VQ-VAE", "seed", "split", "count", "dataset", "digits' checksum"])
 def test_anything_else_gets_a_file_of_its_own(cache, single, change):
     make(single)
-    before, = cache.iterdir()
+    before, = files(cache)
     content = before.read_bytes()
     model = Averages()
     make(**{"dataset": single, "model": model} | change)
-    assert len(list(cache.iterdir())) == 2 and before.read_bytes() == content and model.seen
+    assert len(files(cache)) == 2 and before.read_bytes() == content and model.seen
 
 
 def test_the_digit_sets_name_is_in_the_key(cache):
     make(OtherDigits("single-mnist", "mnist-5k"))
     make(OtherDigits("single-mnist", "mnist-70k"))
-    assert len(list(cache.iterdir())) == 2
+    assert len(files(cache)) == 2
 
 
 def test_the_seed_makes_other_clips(cache, single):
@@ -269,8 +319,8 @@ def sound(single, tmp_path_factory):
         folder = tmp_path_factory.mktemp("sound")
         patch.setenv("MAGE_CACHE", str(folder))
         tokens = make(single)
-        path, = folder.iterdir()
-        return path.read_bytes(), path.name, tokens
+        path, = files(folder)
+        return path.read_bytes(), path.relative_to(folder), tokens
 
 
 @settings(max_examples=40)
@@ -284,6 +334,7 @@ def test_a_damaged_or_truncated_cache_is_made_again(sound, single, tmp_path_fact
         place = data.draw(st.integers(0, len(content) - 1), "place")
         damaged[place] ^= data.draw(st.integers(1, 255), "flipped bits")
     folder = tmp_path_factory.mktemp("damaged")
+    (folder / name).parent.mkdir()
     (folder / name).write_bytes(damaged)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAGE_CACHE", str(folder))
@@ -297,33 +348,92 @@ def npz(folder, **arrays):
 
 @pytest.mark.parametrize("foreign", [
     lambda tokens, folder: b"", lambda tokens, folder: b"not an array", lambda tokens, folder: b"PK\x03\x04",
-    lambda tokens, folder: npz(folder, tokens=tokens[:-1]), lambda tokens, folder: npz(folder, tokens=tokens[:, :-1]),
-    lambda tokens, folder: npz(folder, tokens=tokens.astype(np.int64)),
+    lambda tokens, folder: npz(folder, rows=tokens[:-1]), lambda tokens, folder: npz(folder, rows=tokens[:, :-1]),
+    lambda tokens, folder: npz(folder, rows=tokens.astype(np.int64)),
     lambda tokens, folder: npz(folder, other=tokens),
-    lambda tokens, folder: npz(folder, tokens=np.array([print], dtype=object)),
+    lambda tokens, folder: npz(folder, rows=np.array([print], dtype=object)),
 ], ids=["empty", "text", "half a zip", "fewer samples", "fewer frames", "another type", "another name", "a pickle"])
 def test_a_foreign_file_in_the_caches_place_is_replaced(cache, sound, single, tmp_path, foreign):
     _, name, expected = sound
-    cache.mkdir()
+    (cache / name).parent.mkdir(parents=True)
     (cache / name).write_bytes(foreign(expected.token_ids, tmp_path))
     model = Averages()
     assert_same(make(single, model), expected)
-    assert model.seen and [path.name for path in cache.iterdir()] == [name]
+    assert model.seen and files(cache) == [cache / name]
     model.seen = 0
     assert_same(make(single, model), expected)
     assert not model.seen, "what was made again is kept"
 
 
-def test_a_cache_is_written_whole_or_not_at_all(cache, single, monkeypatch):
-    class Killed(BaseException):
-        pass
+class Killed(BaseException):
+    pass
 
+
+def test_a_run_that_is_killed_goes_on_with_the_parts_that_it_lacks(cache, single):
+    class Dying(Averages):
+        def encode(self, images):
+            if self.seen > 100:
+                raise Killed
+            return super().encode(images)
+
+    expected = make(single, count=12, chunk=12, vqvae_key="whole")
+    with pytest.raises(Killed):
+        make(single, Dying(), count=12, chunk=3)
+    before = {path: path.read_bytes() for path in files(cache)}
+    model = Averages()
+    assert_same(make(single, model, count=12, chunk=3), expected)
+    assert len(before) > 1 and all(path.read_bytes() == content for path, content in before.items())
+    left = 12 - 3 * (len(before) - 1)   # one file is the expected tokens'
+    assert 0 < left < 12 and model.seen <= 20 * left, "what was there was not made again"
+
+
+def test_runs_of_other_sizes_share_their_parts(cache, single):
+    few, model = make(single, count=6, chunk=3), Averages()
+    more = make(single, model, count=8, chunk=3)
+    assert np.array_equal(more.token_ids[:6], few.token_ids) and 0 < model.seen <= 2 * 20
+
+
+def test_only_frames_that_some_speed_shows_are_drawn(cache, monkeypatch):
+    v1 = load_dataset("cater-gen-v1")
+    shown = {int(frame) for eta in np.arange(0.001, 1, 0.001) for frame in frame_indices(31, eta, v1.interval)}
+    asked = []
+
+    def clips_(self, specs, indices):
+        asked.append((len(specs), set(np.unique(indices).tolist())))
+        return np.broadcast_to(np.uint8([[0]])[..., None, None, None], (*indices.shape, 128, 128, 3))
+
+    monkeypatch.setattr(cater.CaterGen, "clips", clips_)
+    model = Averages()
+    model.config = dataclasses.replace(model.config, down=8)
+    monkeypatch.setattr(Averages, "encode", lambda self, images: torch.zeros(len(images), 16, 16, dtype=torch.long))
+    tokens = make(v1, model, count=50)
+    assert all(frames == shown for _, frames in asked) and len(shown) < 31
+    assert max(number for number, _ in asked) <= clips.CLIPS_AT_ONCE, "memory for the pixels of a few videos, not of all"
+    assert tokens.token_ids.shape == (50, 31, 16, 16) and sum(number for number, _ in asked) == 50
+
+
+def test_a_pool_of_frames_is_a_function_of_its_seed_kept_part_by_part(cache, single):
+    pool = clips.frame_pool(single, "train", range(4), 10, seed=2, chunk=4, progress=False)
+    assert pool.shape == (10, 64, 64) and pool.dtype == np.uint8 and len(files(cache)) == 3
+    for k, frame in enumerate(pool):
+        video = single.video(single.spec("train", k % 4))
+        assert (video == frame).all((1, 2)).any(), "the samples come in turn"
+    victim = files(cache)[1]
+    victim.write_bytes(b"damaged")
+    again = clips.frame_pool(single, "train", range(4), 10, seed=2, chunk=4, progress=False)
+    assert np.array_equal(again, pool)
+    longer = clips.frame_pool(single, "train", range(4), 12, seed=2, chunk=4, progress=False)
+    assert np.array_equal(longer[:8], pool[:8])
+    assert not np.array_equal(clips.frame_pool(single, "train", range(4), 10, seed=3, progress=False), pool)
+
+
+def test_a_cache_is_written_whole_or_not_at_all(cache, single, monkeypatch):
     def torn(path, **arrays):
         path.write_bytes(b"PK\x03\x04 the first half")
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(clips.np, "savez", torn)
+        patch.setattr(clips.np, "savez_compressed", torn)
         make(single)
-    assert list(cache.iterdir()) == []
+    assert files(cache) == []
     assert_same(make(single), make(single))

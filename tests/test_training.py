@@ -451,7 +451,7 @@ def test_every_parameter_has_one_optimiser_and_muon_gets_the_inner_matrices(whol
 @pytest.fixture(scope="module")
 def images(single):
     """Held-out frames."""
-    return FrameSource(single, None, 0, split="test", first=training.WATCHED).batch(1, 256)
+    return FrameSource.held_out(single, 256, 0).batch(1, 256)
 
 
 def cheap_look(vqvae, images):
@@ -789,7 +789,7 @@ def notebook(monkeypatch, tmp_path):
     """What a notebook finds: an empty cache, no shipped weights, and a preset that is quick."""
     monkeypatch.setenv("MAGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(weights, "data_folder", lambda: tmp_path / "data")
-    monkeypatch.setattr(training, "preset", lambda name: SMALL)
+    monkeypatch.setattr(training, "preset", lambda name, dataset_name: SMALL)
     return tmp_path
 
 
@@ -801,7 +801,7 @@ def test_ready_trains_once_reuses_it_and_trains_again_where_the_preset_changed(n
         again = training.ready("single-mnist", progress=False)
     assert "reused the small run of single-mnist" in capsys.readouterr().out
     assert fingerprint(again.mage) == fingerprint(first.mage)
-    monkeypatch.setattr(training, "preset", lambda name: dataclasses.replace(SMALL, pairs=4))
+    monkeypatch.setattr(training, "preset", lambda name, dataset_name: dataclasses.replace(SMALL, pairs=4))
     other = training.ready("single-mnist", progress=False)
     assert "training single-mnist" in capsys.readouterr().out and fingerprint(other.mage) != fingerprint(first.mage)
 
@@ -829,7 +829,7 @@ def test_the_command_line_stops_in_time_goes_on_and_prints_the_table(tmp_path, c
     training.main([*command, "--minutes", "0"])
     out = capsys.readouterr().out
     assert out.startswith("machine: ") and "preset smoke" in out and "vqvae: " in out and "samples 8" in out
-    assert "dataset single-mnist on mnist-5k, seed 0" in out and "time is up: the run is kept" in out
+    assert "dataset single-mnist (mnist-5k), seed 0" in out and "time is up: the run is kept" in out
     training.main(command)
     out = capsys.readouterr().out
     assert "single-mnist, 3 held-out test pairs" in out and "motion accuracy" in out

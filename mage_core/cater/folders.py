@@ -11,6 +11,7 @@ frames from `first` up to and without `end`. Videos are read and written through
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,9 +25,10 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mage_core import captions
 from mage_core.cater.scene import DATASETS, MODES, CaterGen
-from mage_core.files import write_whole
-from mage_core.moving_mnist import _Draws
+from mage_core.draws import Draws
+from mage_core.files import sha256, write_whole
 
 RATE = 24  # frames a second of what is written, as Blender's
 QUALITY = 2  # of the JPEGs, 2 (best) to 31
@@ -125,12 +127,53 @@ class Footage:
 
 
 @dataclass(frozen=True)
+class Language:
+    """The words of a folder's captions, and the size at which its videos are seen: all that its models need of it.
+
+    This is what a card keeps of a folder. It makes no samples: `spec` raises ValueError, naming the remedy.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]
+    context_length: int
+    image_size: int = 128
+    interval: tuple[float, float] = (3.0, 6.0)
+    mode: str = "explicit"
+    channels = 3
+    clip_length = 10
+
+    def encode(self, sentence: str) -> list[int]:
+        """Token ids of a sentence; ValueError for a word that no caption has, or for too many words."""
+        ids = {word: number for number, word in enumerate(self.vocabulary)}
+        words = _words(sentence)
+        for word in words:
+            if word not in ids:
+                raise ValueError(f"unknown word {word!r} in {sentence!r}: the captions of this folder have "
+                                 f"{', '.join(self.vocabulary[3:])}")
+        if len(words) + 2 > self.context_length:
+            raise ValueError(f"{sentence!r} has {len(words)} words and marks: the captions of this folder have at most "
+                             f"{self.context_length - 2}")
+        return [1, *(ids[word] for word in words), 2]
+
+    def tidy(self, sentence: str) -> str:
+        """The sentence as the folder's captions are written; errors as in `encode`."""
+        self.encode(sentence)
+        return sentence.strip()
+
+    def spec(self, split: str, index: int, seed: int = 0) -> Footage:
+        """No sample: the card of trained weights describes the videos and does not hold them."""
+        raise ValueError(f"the videos of {self.name} that these weights were trained on are not here: give their folder, "
+                         f"load_dataset({self.name!r}, videos=FOLDER)")
+
+
+@dataclass(frozen=True)
 class VideoFolder:
     """A folder of videos with captions, as a dataset.
 
-    `name` is cater-gen-v1 or v2 for the authors' layout (then `mode` says which captions), or any other word for
-    other footage, whose vocabulary is that of its own training captions. Raises ValueError for an unknown mode,
-    FileNotFoundError for a folder or a list that is not there, ValueError for a list that breaks the layout.
+    `name` is cater-gen-v1 or v2 for the authors' layout (then `mode` says which captions, and the words are the
+    released vocabulary), or any other word for other footage, whose vocabulary is that of its own captions. Raises
+    ValueError for an unknown mode or interval, FileNotFoundError for a folder or a list that is not there, ValueError
+    for a list that breaks the layout.
     """
 
     root: str | Path
@@ -140,6 +183,7 @@ class VideoFolder:
     interval: tuple[float, float] = (3.0, 6.0)
     channels = 3
     clip_length = 10
+    endless = False
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
@@ -176,7 +220,7 @@ class VideoFolder:
         if not 0 <= index < len(entries):
             raise IndexError(f"no sample {index} in {split!r} of {self.root}: it has {len(entries)}, numbered from 0")
         entry = entries[index]
-        speed = _Draws("footage", self.name, split, index, seed).inside()
+        speed = Draws("footage", self.name, split, index, seed).inside()
         return Footage(self.name, split, index, entry["video"], entry["caption"], speed, entry.get("first", 0),
                        entry.get("end"))
 
@@ -209,19 +253,56 @@ class VideoFolder:
         return np.stack(clips) if clips else np.zeros((0, indices.shape[1], *(self.image_size,) * 2, 3), np.uint8)
 
     @cached_property
+    def language(self) -> Language:
+        """The words of the captions: the released vocabulary for CATER-GEN, else those of the folder's own lists."""
+        if self.name in DATASETS:
+            words, longest = captions.vocabulary(self.name), captions.context_length(self.name)
+        else:
+            said = [_words(entry["caption"]) for entries in self._entries.values() for entry in entries]
+            words = ("[PAD]", "[CLS]", "[SEP]", *sorted({word for sentence in said for word in sentence}))
+            longest = 2 + max(map(len, said), default=0)
+        return Language(self.name, words, longest, self.image_size, self.interval, self.mode)
+
+    @property
     def vocabulary(self) -> tuple[str, ...]:
-        """[PAD] [CLS] [SEP] and the words of the training captions, sorted; a word's place is its token id."""
-        words = {word for entry in self._entries["train"] for word in _words(entry["caption"])}
-        return ("[PAD]", "[CLS]", "[SEP]", *sorted(words))
+        """[PAD] [CLS] [SEP] and the words, a word's place being its token id."""
+        return self.language.vocabulary
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a caption, [CLS] and [SEP] included."""
+        return self.language.context_length
 
     def encode(self, sentence: str) -> list[int]:
-        """Token ids of a sentence by `vocabulary`; ValueError for a word that no training caption has."""
-        ids = {word: number for number, word in enumerate(self.vocabulary)}
-        for word in _words(sentence):
-            if word not in ids:
-                raise ValueError(f"unknown word {word!r} in {sentence!r}: the captions of this folder have "
-                                 f"{', '.join(self.vocabulary[3:])}")
-        return [1, *(ids[word] for word in _words(sentence)), 2]
+        """Token ids of a sentence; ValueError for a word that no caption of the folder has."""
+        return self.language.encode(sentence)
+
+    def tidy(self, sentence: str) -> str:
+        """The sentence without blanks around it; errors as in `encode`."""
+        return self.language.tidy(sentence)
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of the lists' videos and frame ranges and of every video's bytes: what frames are made of."""
+        named = {split: [[entry.get(key) for key in ("video", "first", "end")] for entry in entries]
+                 for split, entries in self._entries.items()}
+        videos = sorted({entry["video"] for entries in self._entries.values() for entry in entries})
+        sums = _together(sha256, [self.root / video for video in videos])
+        told = [named, videos, sums, self.image_size]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def source(self) -> str:
+        """A short word for the name of a run: captions and the content's first digits."""
+        return f"{self.mode}-videos-{self.content[:8]}"
+
+    @property
+    def about(self) -> dict:
+        """What a card tells of the folder; `clips.described` makes its `language` of it again."""
+        words = self.language
+        return {"dataset": self.name, "mode": self.mode, "videos": {
+            "sha256": self.content, "sizes": self.sizes, "image_size": self.image_size, "interval": list(self.interval),
+            "vocabulary": list(words.vocabulary), "context_length": words.context_length}}
 
     def _frames(self, spec: Footage, wanted: Sequence[int]) -> np.ndarray:
         wanted = list(wanted)
@@ -267,8 +348,18 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
     return tuple(entries)
 
 
+@cache
 def _count(path: Path) -> int:
-    return sum(1 for _ in read_video(path))
+    """The frames of a video, counted as the packets that hold them: nothing is decoded."""
+    av = _av()
+    try:
+        with av.open(str(path)) as file:
+            frames = sum(1 for packet in file.demux(video=0) if packet.size)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+    if not frames:
+        raise ValueError(f"{path} has no frames")
+    return frames
 
 
 def _together(do, items: Sequence) -> list:

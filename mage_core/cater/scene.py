@@ -17,8 +17,9 @@ import numpy as np
 
 from mage_core import captions
 from mage_core.captions import COLORS, MATERIALS, QUADRANTS, SHAPES, Action, ObjectName
-from mage_core.moving_mnist import _Draws
+from mage_core.draws import Draws
 
+VERSION = 1          # of rules and pictures, in every cache's name: raise it when a spec or a picture changes
 TABLE = 3.0          # x and y run from -3 to 3
 FRAMES = 31          # of every video, 0 to 30, at 24 a second
 ENDS = (20, 30)      # an action ends at a frame in this range, both included
@@ -282,14 +283,14 @@ def draw_spec(dataset: str, split: str, index: int, seed: int = 0) -> Spec:
     if index < 0:
         raise ValueError(f"index {index} of split {split!r} is negative: samples are numbered from 0 on")
     # The scene has a stream of its own, so that the first frame never hangs on the actions.
-    scene = _Draws("scene", dataset, split, index, seed)
+    scene = Draws("scene", dataset, split, index, seed)
     speed = scene.inside()
     objects = _draw_objects(scene, dataset)
-    moves = _draw_moves(_Draws("actions", dataset, split, index, seed), objects, dataset)
+    moves = _draw_moves(Draws("actions", dataset, split, index, seed), objects, dataset)
     return Spec(dataset, split, index, seed, objects, moves, speed)
 
 
-def _draw_objects(draws: _Draws, dataset: str) -> tuple[SceneObject, ...]:
+def _draw_objects(draws: Draws, dataset: str) -> tuple[SceneObject, ...]:
     looks = [("snitch", "small", "gold", "metal")]
     if dataset == "cater-gen-v1":
         looks.append(("cone", "medium", "gold", "metal"))
@@ -320,7 +321,7 @@ def _apart(thing: SceneObject, other: SceneObject) -> bool:
     return all(abs(a * dx + b * dy) >= MARGIN for a, b in _SIDEWAYS)
 
 
-def _draw_moves(draws: _Draws, objects: tuple[SceneObject, ...], dataset: str) -> tuple[Move, ...]:
+def _draw_moves(draws: Draws, objects: tuple[SceneObject, ...], dataset: str) -> tuple[Move, ...]:
     count = 1 + draws.below(2)
     while True:
         moves: tuple[Move, ...] = ()
@@ -360,11 +361,11 @@ def _draw_move(draws, objects, moves, dataset) -> Move | None:
     return None
 
 
-def _one(draws: _Draws, words: Sequence[str]) -> str:
+def _one(draws: Draws, words: Sequence[str]) -> str:
     return words[draws.below(len(words))]
 
 
-def _some(draws: _Draws, thing: SceneObject, dataset: str) -> tuple[str, ...]:
+def _some(draws: Draws, thing: SceneObject, dataset: str) -> tuple[str, ...]:
     """What an ambiguous v2 name says: 0 to 3 of size, color, material, in any order."""
     if dataset == "cater-gen-v1":
         return ()
@@ -444,7 +445,7 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
         ends = [spec.moves[min(k, len(spec.moves) - 1)].end for k in range(len(actions))]
     if len(ends) != len(actions):
         raise ValueError(f"{len(ends)} ends for {len(actions)} actions: give one each")
-    draws = _Draws("caption", spec.dataset, spec.split, spec.index, spec.seed, seed, sentence)
+    draws = Draws("caption", spec.dataset, spec.split, spec.index, spec.seed, seed, sentence)
     for _ in range(TRIES):
         reading = readings[draws.below(len(readings))]
         moves = tuple(_as_said(draws, action, pair, end) for action, pair, end in zip(actions, reading, ends))
@@ -454,7 +455,7 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
                      f"than {CLEARANCE}; choose another place")
 
 
-def _as_said(draws: _Draws, action: Action, pair: tuple[int, int | None], end: int) -> Move:
+def _as_said(draws: Draws, action: Action, pair: tuple[int, int | None], end: int) -> Move:
     subject, other = pair
     said = (action.subject.attributes, action.object.attributes if action.object else ())
     if action.place is None:
@@ -467,7 +468,7 @@ def _as_said(draws: _Draws, action: Action, pair: tuple[int, int | None], end: i
     return Move(action.kind, subject, end, x, y, said=said)
 
 
-def _inside_cell(draws: _Draws, number: int) -> float:
+def _inside_cell(draws: Draws, number: int) -> float:
     return (number - 1 if number > 0 else number) + draws.inside()
 
 
@@ -492,6 +493,7 @@ class CaterGen:
     channels = 3
     interval = (3.0, 6.0)  # frames from one sampled frame to the next, at speed 0 and at speed 1 (paper 4.2)
     clip_length = 10
+    endless = True
 
     def __post_init__(self):
         _check_dataset(self.name)
@@ -504,6 +506,39 @@ class CaterGen:
     def sizes(self) -> dict[str, int]:
         """The paper's number of videos in each split; `spec` goes on beyond it."""
         return dict(zip(("train", "test"), _SIZES[self.name]))
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words of the captions; a word's place is its token id."""
+        return captions.vocabulary(self.name)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a caption, [CLS] and [SEP] included."""
+        return captions.context_length(self.name)
+
+    @property
+    def content(self) -> str:
+        """What frames are made of: rules and renderer in their version, and the size."""
+        return f"drawn by version {VERSION} at {self.image_size}"
+
+    @property
+    def source(self) -> str:
+        """The mode of the captions, for the name of a run."""
+        return self.mode if self.image_size == 128 else f"{self.mode}-{self.image_size}"
+
+    @property
+    def about(self) -> dict:
+        """What a card tells of the dataset; `clips.described` makes it again."""
+        return {"dataset": self.name, "mode": self.mode, "image_size": self.image_size, "version": VERSION}
+
+    def encode(self, sentence: str) -> list[int]:
+        """Token ids of a sentence; CaptionError for one that does not parse."""
+        return captions.encode(sentence, self.name)
+
+    def tidy(self, sentence: str) -> str:
+        """A sentence as the dataset's captions are written; CaptionError for one that does not parse."""
+        return captions.format_caption(captions.parse(sentence, self.name), self.name)
 
     def spec(self, split: str, index: int, seed: int = 0) -> Spec:
         """The sample at `index` of `split`; see `draw_spec`."""
