@@ -111,6 +111,34 @@ def test_the_module_itself_describes_its_fast_self():
     assert done.stdout.startswith("machine: ") and "fast allocator" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["machine", "bench", "training"])
+def test_a_command_is_not_imported_before_it_runs(module):
+    done = run("-W", "error", "-m", f"mage_core.{module}", "--help", folder=machine.Path(machine.__file__).parent.parent)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("first", ["", "import mage_core.generate", "import mage_core.training",
+                                   "from mage_core.generate import generate_videos", "from mage_core import generate"])
+def test_the_package_has_its_functions_whatever_was_imported_first(first):
+    """In a process of its own: what was imported cannot be taken back."""
+    code = textwrap.dedent(f"""
+        {first}
+        import mage_core
+        assert {{"generate", "load"}} <= set(dir(mage_core))
+        assert mage_core.generate.__qualname__ == "generate" and mage_core.load.__module__ == "mage_core.weights"
+        from mage_core.generate import generate
+        assert generate is mage_core.generate
+        try:
+            mage_core.nothing
+        except AttributeError as error:
+            assert "no attribute 'nothing'" in str(error)
+        else:
+            raise AssertionError
+    """)
+    done = run("-c", code, folder=machine.Path(machine.__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+
+
 def test_settings_are_printed_for_another_program(monkeypatch, capsys):
     monkeypatch.setenv(machine.TUNABLES, "glibc.pthread.rseq=0")
     machine.main(["--allocator"])
