@@ -94,17 +94,27 @@ class Dropout(nn.Module):
 
 
 class QuickMLP(nn.Module):
-    """d -> 4 d -> QuickGELU -> d."""
+    """d -> 4 d -> QuickGELU -> d; QuickGELU's two factors go into the weights, which are fewer than the activations."""
 
     def __init__(self, width: int):
         super().__init__()
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
+        self.folded = False
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put the factors into the weights for good: for a model that is only used."""
+        for tensor in (self.up.weight, self.up.bias):
+            tensor *= QUICK
+        self.down.weight /= QUICK
+        self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.folded:
+            return self.down(F.silu(self.up(x)))
         if x.numel() < self.up.weight.numel():
             return self.down(quick_gelu(self.up(x)))
-        # the same with QuickGELU's two factors in the weights, which are fewer than the activations
         x = F.silu(F.linear(x, QUICK * self.up.weight, QUICK * self.up.bias))
         return F.linear(x, self.down.weight / QUICK, self.down.bias)
 
@@ -246,17 +256,16 @@ class FrameCache:
 
     def __init__(self, frames: int) -> None:
         self.frames, self.length = frames, 0
-        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[nn.Module, Tensor] = {}
 
-    def extend(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new frames' k and v (n heads t e) behind the known ones; all of them come back."""
+    def extend(self, layer: nn.Module, new: Tensor) -> Tensor:
+        """Store the new frames' keys and values (b t h w 2d) behind the known ones; all come back, (2 t b h w d)."""
+        new = rearrange(new, "b t h w (two d) -> two t b h w d", two=2)
         if layer not in self._kept:
-            shape = (*k.shape[:2], self.frames, k.shape[3])
-            self._kept[layer] = (k.new_empty(shape), v.new_empty(shape))
-        end = self.length + k.shape[2]
-        for kept, new in zip(self._kept[layer], (k, v)):
-            kept[:, :, self.length:end] = new
-        return tuple(kept[:, :, :end] for kept in self._kept[layer])
+            self._kept[layer] = new.new_empty(2, self.frames, *new.shape[2:])
+        end = self.length + new.shape[1]
+        self._kept[layer][:, self.length:end] = new
+        return self._kept[layer][:, :end]
 
 
 class AxialLayer(nn.Module):
@@ -276,30 +285,46 @@ class AxialLayer(nn.Module):
 
     def attend(self, x: Tensor, steps: Tensor, cache: FrameCache | None) -> Tensor:
         """What the heads read, (b t h w d) like x, before the output projection."""
-        qkv = self.qkv(x)
-        time = self.axis == "time"
-        seen = steps.shape[0] + (cache.length if cache is not None else 0)
-        # the newest frame alone may look at all
-        bias = self.causal(steps, seen) if time and (len(steps) > 1 or self.time_bias is not None) else None
-        if kernel_for(x) == "plain" and (cache is None or not time):
+        qkv, time = self.qkv(x), self.axis == "time"
+        if cache is not None and time:
+            kept = cache.extend(self, qkv[..., x.shape[-1]:])
+            if cache.length:
+                return self.look_back(qkv[..., :x.shape[-1]], kept, steps)
+        # the first frame alone may look at all
+        bias = self.causal(steps) if time and (len(steps) > 1 or self.time_bias is not None) else None
+        if kernel_for(x) == "plain":
             keys, places = (self.offsets.keys, self.offsets.bias) if self.offsets is not None else (None, None)
             bias = bias[None] if bias is not None and bias.ndim == 2 else bias
             return AxisAttention.apply(qkv, bias, keys, places, self.axis, self.heads)
         q, k, v = split(qkv, self.axis, self.heads, 3).transpose(1, 2)
-        if cache is not None and time:
-            k, v = cache.extend(self, k, v)
         if self.offsets is not None:
             bias = self.offsets(q)
         return merge(attention(q, k, v, bias).transpose(0, 1)[None], self.axis, x.shape)
 
-    def causal(self, steps: Tensor, seen: int) -> Tensor:
-        """0, or the time bias, where a step may look at another and -inf in its future: (t, seen) or (heads t seen)."""
-        then = steps if seen == len(steps) else torch.arange(seen, device=steps.device)
+    def look_back(self, q: Tensor, kept: Tensor, steps: Tensor) -> Tensor:
+        """Attention of a few new frames, q (b t h w d), to all (2 s b h w d), their own among them: (b t h w d).
+
+        One query has too few numbers for a matrix product, which would only copy keys and values into its own layout.
+        """
+        e = q.shape[-1] // self.heads
+        each = torch.eye(self.heads, dtype=q.dtype, device=q.device).repeat_interleave(e, 0)   # sums over a head's d
+        read = []
+        for i, step in enumerate(steps):
+            k, v = kept[:, :kept.shape[1] - len(steps) + i + 1]
+            scores = ((k * q[:, i]) @ each).float() * e ** -0.5   # (s b h w heads)
+            if self.time_bias is not None:
+                scores = scores + rearrange(self.time_bias.table[:, step, :len(k)], "heads s -> s 1 1 1 heads")
+            weights = scores.softmax(0).to(v.dtype)[..., None]
+            read.append((weights * v.unflatten(-1, (self.heads, e))).sum(0).flatten(-2))
+        return torch.stack(read, 1)
+
+    def causal(self, steps: Tensor) -> Tensor:
+        """0, or the time bias, where a step may look at another and -inf in its future: (t t) or (heads t t)."""
         if self.time_bias is None:
             bias = torch.zeros((), device=steps.device)
         else:
-            bias = self.time_bias.table[:, steps][..., then]
-        return bias.masked_fill(then > steps[:, None], float("-inf"))
+            bias = self.time_bias.table[:, steps][..., steps]
+        return bias.masked_fill(steps > steps[:, None], float("-inf"))
 
     def forward(self, x: Tensor, steps: Tensor, cache: FrameCache | None = None,
                 places: Tensor | None = None) -> Tensor:
@@ -355,8 +380,8 @@ class AxialTransformer(nn.Module):
                 places: Tensor | None = None) -> Tensor:
         """anchor (b h w d), embedded frames (b t h w d) -> features (b t h w d); their `logits` name the frame after.
 
-        With `last` only those of the last few frames, with `places` (n,) only those at places of the (b t h w) in a row,
-        (n d): what nobody asks for is not computed.
+        With `last` only those of the last few frames, with `places` (n,) only those at places of the (b t h w) in a
+        row, (n d): what nobody asks for is not computed.
 
         With a `cache` only the frames not seen yet are given, and the anchor at the first call alone. `speed` (b,) is
         needed with `intervals`. `steps` (1 + t,) are the places in the clip where frames were left out: 0 for the

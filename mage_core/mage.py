@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mage_core.axial import AxialTransformer, FrameCache, sinusoids
+from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
 
 
@@ -114,12 +116,27 @@ class VisualTokens(nn.Module):
         self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * width ** -0.5)
         self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * width ** -0.5)
+        self.table: Tensor | None = None
+
+    @torch.no_grad()
+    def tabulate(self) -> None:
+        """Replace embedding and convolution by a table of what each token adds to each of its nine neighbours.
+
+        For a model that is only used: nine rows are read where nine matrices were multiplied.
+        """
+        table = torch.einsum("oiyx,ki->yxko", self.convolution.weight, self.embedding)
+        self.table = F.pad(table, (0, 0, 0, 1)).flatten(0, 2)   # after each place's ids, a row of zeros for the outside
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The bare embedding, which the posterior reads."""
         return F.embedding(token_ids, self.embedding)
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        if self.table is not None:
+            near = F.pad(token_ids, (1, 1, 1, 1), value=len(self.embedding)).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+            rows = near + torch.arange(9, device=near.device) * (len(self.embedding) + 1)
+            x = F.embedding_bag(rows.flatten(0, 3), self.table, mode="sum").unflatten(0, token_ids.shape)
+            return x + self.row_positions + self.column_positions
         x = rearrange(self.embed(token_ids), "b t h w d -> (b t) d h w")
         x = rearrange(self.convolution(x), "(b t) d h w -> b t h w d", t=token_ids.shape[1])
         return x + self.row_positions + self.column_positions
@@ -131,6 +148,7 @@ class MAGE(nn.Module):
     def __init__(self, config: MAGEConfig):
         super().__init__()
         self.config = config
+        self._copy: tuple | None = None
         shared = {"width": config.width, "head_width": config.head_width, "dropout": config.dropout}
         self.visual_tokens = VisualTokens(config.codebook_size + config.hidden_token, config.rows, config.columns,
                                           config.width)
@@ -228,9 +246,34 @@ class MAGE(nn.Module):
         """
         training = self.training
         try:
-            return self.eval()._generate(first_token_ids[:, None], text_ids, speed, prior_noise, recompute, codes)
+            model = self.eval() if recompute else self.eval().in_bf16()
+            with nullcontext() if model is self else torch.autocast("cpu", enabled=False):
+                return model._generate(first_token_ids[:, None], text_ids, speed, prior_noise, recompute, codes)
         finally:
             self.train(training)
+
+    def in_bf16(self) -> MAGE:
+        """This model's copy in bf16 where autocast asks for bf16 on a CPU, kept until a weight changes; else itself.
+
+        Autocast would convert every weight for every video.
+        """
+        if not (torch.is_autocast_enabled("cpu") and self.visual_tokens.embedding.device.type == "cpu"
+                and torch.get_autocast_dtype("cpu") == torch.bfloat16):
+            return self
+        now = [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]
+        if self._copy is None or self._copy[0] != now:
+            self._copy = None
+            made = copy.deepcopy(self).requires_grad_(False)
+            made.visual_tokens.tabulate()
+            for module in made.modules():
+                if isinstance(module, QuickMLP):
+                    module.fold()
+            made = made.bfloat16()
+            made.visual_tokens.table = made.visual_tokens.table.bfloat16()
+            for linear in (module for module in made.modules() if isinstance(module, nn.Linear)):
+                linear.weight.data = linear.weight.data.t().contiguous().t()   # the order in which products read it
+            self._copy = now, made   # in a tuple, so that it is no part of this module
+        return self._copy[1]
 
     def _generate(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
                   recompute: bool, codes: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:

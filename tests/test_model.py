@@ -334,12 +334,13 @@ def test_generation_is_without_dropout_and_leaves_the_mode_alone():
 
 def test_the_frame_cache_allocates_once():
     cache, layer = FrameCache(5), nn.Identity()
-    whole = torch.randn(2, 3, 5, 4)
-    first, _ = cache.extend(layer, whole[:, :, :2], whole[:, :, :2])
+    whole = torch.randn(2, 5, 3, 4, 8)   # b t h w 2d
+    first = cache.extend(layer, whole[:, :2])
     cache.length = 2
-    k, v = cache.extend(layer, whole[:, :, 2:3], whole[:, :, 2:3])
-    assert torch.equal(k, whole[:, :, :3]) and torch.equal(v, whole[:, :, :3])
-    assert k.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+    k, v = kept = cache.extend(layer, whole[:, 2:3])
+    for found, width in ((k, slice(4)), (v, slice(4, 8))):
+        assert torch.equal(found, whole[:, :3, ..., width].transpose(0, 1))
+    assert kept.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
 
 
 def test_attention_weights_sum_to_one_over_the_words_and_are_the_ones_used(mage):

@@ -9,7 +9,7 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mage_core.axial import AxialLayer, Offsets, TimeBias, attention, attention_kernel
+from mage_core.axial import AxialLayer, FrameCache, Offsets, TimeBias, attention, attention_kernel
 from mage_core.clips import load_dataset
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.presets import PRESETS, mage_config
@@ -379,3 +379,50 @@ def test_features_that_nobody_asks_for_change_none_that_somebody_does(config):
                                whole.flatten(0, 3)[places])
     torch.testing.assert_close(mage.generator(anchor, frames, speed=speed, last=2, places=places),
                                whole[:, -2:].flatten(0, 3)[places])
+
+
+@pytest.mark.parametrize("bias", [None, TimeBias(2, 6)], ids=["free", "time bias"])
+@pytest.mark.parametrize("steps", [(1, 5), (2, 1, 1, 2), (3, 3)])
+def test_looking_back_is_attention_over_all_frames_so_far(bias, steps):
+    layer = AxialLayer("time", 16, 8, 0.0, time_bias=bias).eval()
+    x, cache, made = torch.randn(2, 6, 2, 3, 16), FrameCache(6), []
+    for new in x.split(steps, 1):
+        made.append(layer(new, torch.arange(cache.length, cache.length + new.shape[1]), cache))
+        cache.length += new.shape[1]
+    torch.testing.assert_close(torch.cat(made, 1), layer(x, torch.arange(6)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{}, EACH, {"stochastic": True, "latent_channels": 4}],
+                         ids=["released", "options", "stochastic"])
+def test_the_copy_in_bf16_is_the_model_rounded(change):
+    mage = model(dataclasses.replace(PLAIN, **change))
+    ids, text, speed = sample(mage.config)
+    noise = mage.noise([0, 1]) if mage.config.stochastic else None
+    assert mage.in_bf16() is mage, "only where autocast asks for it"
+    with torch.autocast("cpu", torch.bfloat16):
+        half = mage.in_bf16()
+        assert half is not mage and mage.in_bf16() is half, "made once"
+        made = mage.generate(ids[:, 0], text, speed, prior_noise=noise)
+    assert made.shape == ids.shape and torch.equal(made[:, 0], ids[:, 0])
+    assert set(mage.state_dict()) == {name for name, _ in mage.named_parameters()}, "it is no part of the model"
+    assert all(parameter.dtype == torch.float32 for parameter in mage.parameters())
+    # the same numbers but for rounding
+    frames = torch.randint(mage.config.codebook_size + mage.config.hidden_token, ids.shape)
+    found, exact = half.visual_tokens(frames).float(), mage.visual_tokens(frames)
+    assert (found - exact).abs().mean() < 0.01 * exact.abs().mean()
+    anchor = mage.anchor(exact[:, 0], text, speed, noise)
+    features = mage.generator(anchor, exact[:, :-1], speed=speed)
+    rounded = half.generator(anchor.bfloat16(), exact[:, :-1].bfloat16(), speed=speed).float()
+    assert (features - rounded).abs().mean() < 0.03 * features.abs().mean()
+    with torch.no_grad():
+        mage.generator.logits.weight.add_(1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mage.in_bf16() is not half, "a weight has changed"
+
+
+def test_a_table_of_neighbours_is_embedding_and_convolution():
+    mage = model()
+    ids = torch.randint(ALL.codebook_size + 1, (2, 3, ALL.rows, ALL.columns))
+    expected = mage.visual_tokens(ids)
+    mage.visual_tokens.tabulate()
+    torch.testing.assert_close(mage.visual_tokens(ids), expected, atol=1e-5, rtol=1e-5)
