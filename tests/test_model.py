@@ -135,6 +135,27 @@ def test_the_loss_and_its_gradient_are_torchs(dtype, atol, spread):
     assert not gradients[0][count:].any()
 
 
+def test_as_written_is_the_same_model_in_torchs_own_operations(monkeypatch):
+    used = []
+    for name in ("scaled_dot_product_attention", "dropout"):
+        original = getattr(F, name)
+        monkeypatch.setattr(axial.F, name, lambda *a, name=name, original=original, **k:
+                            used.append(name) or original(*a, **k))
+    mage, sampled = model(dataclasses.replace(SMALL, dropout=0.2)), sample(SMALL)
+    expected = mage(*sampled)
+    assert not used or set(used) == {"dropout"}
+    with pytest.raises(KeyError), axial.as_written():
+        found = mage(*sampled)
+        used.clear()
+        mage.train()(*sampled)
+        assert set(used) == {"scaled_dot_product_attention", "dropout"}
+        raise KeyError
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    used.clear()
+    mage(*sampled)
+    assert not used, "and afterwards nothing is left of it"
+
+
 def test_quick_gelu_is_its_definition():
     x = torch.linspace(-8, 8, 1001)
     torch.testing.assert_close(quick_gelu(x), x * torch.sigmoid(1.702 * x), atol=1e-6, rtol=1e-6)
@@ -144,6 +165,23 @@ def test_quick_gelu_is_its_definition():
         hidden = mlp.up(y)
         expected = mlp.down(hidden * torch.sigmoid(1.702 * hidden))
         torch.testing.assert_close(mlp(y), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(256, 288), (288, 256), (256, 256), (8, 300)], ids=str)
+def test_a_wide_linear_layer_in_bf16_and_its_gradient_are_torchs(sizes):
+    ours, theirs = axial.Linear(*sizes), nn.Linear(*sizes)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 50, sizes[0])
+    into, found = torch.randn(2, 3, 50, sizes[1]), []
+    for layer, kind in ((ours, torch.bfloat16), (theirs, torch.float32)):
+        given = x.to(kind).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            made = layer(given)
+        (made.float() * into).sum().backward()
+        found.append([made, given.grad, layer.weight.grad, layer.bias.grad])
+        assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.is_contiguous()
+    for mine, exact in zip(*found):
+        assert (mine.float() - exact).abs().max() < 0.02 * exact.abs().max()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
