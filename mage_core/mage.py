@@ -292,7 +292,7 @@ class MAGE(nn.Module):
             logits = self.generator.logits(features[:, -1:])
             next_ids = likeliest(logits)
             if codes is not None:
-                means.append(likely_mean(logits.float(), codes.float()))
+                means.append(likely_mean(logits, codes.float()))
             token_ids = torch.cat([token_ids, next_ids], 1)
             if recompute:
                 new = self.visual_tokens(token_ids)
@@ -427,7 +427,10 @@ def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.02) -> Tensor:
 
     The whole distribution's mean would have the least squared error, but its long tail leaves a haze on what is empty.
     """
-    p = logits.softmax(-1)
-    p = p.masked_fill(p < least * p.amax(-1, keepdim=True), 0.0)
-    with torch.autocast(p.device.type, enabled=False):   # where the model is sure, the code itself
-        return p @ codes / p.sum(-1, keepdim=True)
+    rows, means = logits.flatten(0, -2), []
+    for x in rows.split(len(rows) if rows.is_cuda else 512):   # on a CPU so few that they stay in its cache
+        x = (x.float() - x.amax(-1, keepdim=True)).clamp_(min=-60).exp_()   # far below, denormal numbers are slow
+        p = F.threshold(x, least, 0.0)
+        with torch.autocast(p.device.type, enabled=False):   # where the model is sure, the code itself
+            means.append(p @ codes / p.sum(-1, keepdim=True))
+    return torch.cat(means).unflatten(0, logits.shape[:-1])
