@@ -2,24 +2,29 @@
 
     python -m mage_core.bench [--width 512] [--rounds 5]
 
-Training: one step at the paper's width in fp32 with the fused attention kernel, dropout and QuickGELU as the released code
-writes them and torch's plain Adam, against the settings that this project trains with on this machine. Generation: one video, recomputing every frame at every step, against each
-frame computed once. Times are medians of rounds that alternate between the two, so that a machine whose speed drifts
-slows both. The models are random: the time of a step does not hang on what was learned.
+Training: one step at the paper's width in fp32 with the fused attention kernel, dropout and QuickGELU as the released
+code writes them and torch's plain Adam, against the settings that this project trains with on this machine. Generation:
+one video, recomputing every frame at every step, against each frame computed once. Rendering: a frame of CATER-GEN, with
+two objects and with eight. Times are medians of rounds, which alternate between two ways of the same, so that a machine
+whose speed drifts slows both. The models are random: the time of a step does not hang on what was learned.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import numba
+import numpy as np
 import torch
 
 from mage_core import captions
 from mage_core.axial import as_written
+from mage_core.cater import CaterGen
 from mage_core.machine import autocast, describe, fast_allocator_environment, has_fast_bf16, relaunch_with_fast_allocator
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.training import optimisers
@@ -123,6 +128,23 @@ def benchmark_generation(width: int, rounds: int, device: torch.device) -> float
     return ratio
 
 
+def benchmark_rendering(rounds: int, size: int = 256) -> dict[int, float]:
+    """Milliseconds a frame of CATER-GEN on all cores, by the number of objects: 2 (v1) and 8 (scenes of v2)."""
+    found = {}
+    print(f"\nrendering, a frame of {size} x {size} on {numba.get_num_threads()} threads")
+    for name, objects in (("cater-gen-v1", 2), ("cater-gen-v2", 8)):
+        world = CaterGen(name, image_size=size)
+        drawn = (world.spec("train", index) for index in itertools.count())
+        specs = list(itertools.islice((spec for spec in drawn if len(spec.objects) == objects), 8))
+        frames = np.tile(np.arange(0, 20, 3), (len(specs), 1))   # something moves up to frame 20 at least
+        seconds = in_turn({"": lambda: world.clips(specs, frames)}, rounds)[""]
+        milliseconds = [1000 * value / frames.size for value in seconds]
+        found[objects] = statistics.median(milliseconds)
+        print(f"  {objects} objects ({name}){'':<38} {found[objects]:8.1f} ms  ({min(milliseconds):.1f} to "
+              f"{max(milliseconds):.1f})", flush=True)
+    return found
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -139,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("allocator settings: " + (", ".join(fast_allocator_environment().values()) or "the machine's own"))
     benchmark_training(given.width, given.rounds, given.batch, device)
     benchmark_generation(given.width, given.rounds, device)
+    benchmark_rendering(given.rounds)
 
 
 if __name__ == "__main__":

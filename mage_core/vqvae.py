@@ -19,6 +19,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+FAINT = 0.05   # a difference from the background that is hardly seen, of pixels in [0, 1]
+
+
 @dataclass(frozen=True)
 class VQVAEConfig:
     """Sizes of a VQ-VAE; `pixel_range` is what the network sees for black and white (the public range is 0 to 1).
@@ -270,16 +273,18 @@ class VQVAE(nn.Module):
         codebook becomes the k-means centres of the encoder's features, the commonest one (an empty background) exactly.
         """
         images = self.to_network(images)
+        # Before a background most of what differs is the rim of some shadow: left out, lest it take most of the codes.
+        least = FAINT if self.config.background else 1e-3
         if self.config.shape == "patch":
             patches = rearrange(self.encoder.cut(images), "b p h w -> (b h w) p")
-            patches = patches[varied(patches)]
+            patches = patches[varied(patches, least)]
             mean, n = patches.mean(0), self.config.code_channels
             axes = torch.linalg.eigh((patches - mean).T @ (patches - mean)).eigenvectors.flip(1)[:, :n]
             self.encoder.project.weight.copy_(axes.T[:, :, None, None])
             self.decoder.project.weight.copy_(axes[:, :, None, None])
             self.decoder.project.bias.copy_(mean - axes @ (axes.T @ mean))
         self.codebook.copy_(kmeans(rearrange(self.features(images), "b e h w -> (b h w) e").float(),
-                                   self.config.codebook_size, seed=seed))
+                                   self.config.codebook_size, seed=seed, least=least))
 
     # ---- public boundary: pixels in [0, 1]
 
@@ -376,21 +381,22 @@ class VQVAE(nn.Module):
 
 # ---------------------------------------------------------------- a codebook that stays alive
 
-def varied(vectors: Tensor) -> Tensor:
+def varied(vectors: Tensor, least: float = 1e-3) -> Tensor:
     """Which vectors (n e) differ from the commonest one: (n,) bool. A background is most of an image, and one code."""
-    return (vectors - vectors.median(0).values).abs().amax(1) > 1e-3
+    return (vectors - vectors.median(0).values).abs().amax(1) > least
 
 
-def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int = 65_536, seed: int = 0) -> Tensor:
+def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int = 65_536, seed: int = 0,
+           least: float = 1e-3) -> Tensor:
     """k-means centres (k e) of vectors (n e), the first being the commonest vector (the median) itself.
 
-    Lloyd's rounds over at most `most` of the others, drawn with `seed`; an empty cluster restarts on the vector that its
+    Lloyd's rounds over at most `most` of the others (`varied` by `least`), drawn with `seed`; an empty cluster restarts on the vector that its
     centre serves worst. ValueError for fewer than k vectors.
     """
     if len(vectors) < k:
         raise ValueError(f"{len(vectors)} vectors cannot make {k} codes: give more images")
     draw = torch.Generator(vectors.device).manual_seed(seed)
-    background, others = vectors.median(0).values, vectors[varied(vectors)]
+    background, others = vectors.median(0).values, vectors[varied(vectors, least)]
     if len(others) < k:
         others = vectors
     others = others[torch.randperm(len(others), generator=draw, device=vectors.device)[:most]]

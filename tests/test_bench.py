@@ -59,3 +59,17 @@ def test_the_benchmark_runs_and_says_whether_both_generations_agree(monkeypatch,
     monkeypatch.setattr(bench, "in_turn", lambda ways, rounds: {name: [1.0 / (1 + i)] for i, name in enumerate(ways)})
     assert bench.benchmark_generation(32, 1, torch.device("cpu")) == pytest.approx(2.0)
     assert "same token ids in fp32, recomputed and computed once: True" in capsys.readouterr().out
+
+
+def test_rendering_is_timed_a_frame_for_two_and_for_eight_objects(clock, monkeypatch, capsys):
+    asked = []
+
+    def clips(self, specs, frames):
+        asked.append((self.image_size, {len(spec.objects) for spec in specs}, frames.shape))
+        clock.now += 0.01 * frames.size * len(specs[0].objects)
+
+    monkeypatch.setattr(bench.CaterGen, "clips", clips)
+    assert bench.benchmark_rendering(3) == {2: pytest.approx(20.0), 8: pytest.approx(80.0)}
+    assert asked == [(256, {2}, (8, 7))] * 4 + [(256, {8}, (8, 7))] * 4
+    out = capsys.readouterr().out
+    assert "2 objects (cater-gen-v1)" in out and "20.0 ms" in out and "8 objects (cater-gen-v2)" in out
