@@ -30,13 +30,17 @@ def scenes(reference):
 
 
 def test_outlines_overlap(scenes):
-    overlaps = []
-    for _, bodies, _, mask, _, ours in scenes:
-        for number in range(1, len(bodies) + 1):
+    overlaps, areas = [], {}
+    for name, bodies, _, mask, _, ours in scenes:
+        for number, body in enumerate(bodies, 1):
             theirs, mine = mask == number, ours == number
             if theirs.sum() >= LEAST_PIXELS:
                 overlaps.append((theirs & mine).sum() / (theirs | mine).sum())
+                areas[body.shape] = areas.get(body.shape, 0) + np.array([mine.sum(), theirs.sum()])
+                assert overlaps[-1] > 0.93, (name, number, body)
     assert np.mean(overlaps) >= 0.97
+    for shape, (mine, theirs) in areas.items():   # a wrong size shows in one shape, and hardly in the mean of all
+        assert abs(mine / theirs - 1) < 0.02, (shape, mine / theirs)
 
 
 def test_the_same_object_is_in_front(scenes):
