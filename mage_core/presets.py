@@ -104,9 +104,14 @@ PRESETS = {
 
 
 # What differs for colour videos of 128 x 128 (CATER-GEN, folders), where drawing a frame costs more than training on it.
+# On CATER-GEN-v2, 1,000 frames, one core: k-means alone 32.2 dB (16 channels), 32.4 before a background, 32.8 with 32
+# channels; after 5,000 images 33.5 dB and 10 % of the tokens change from frame to frame (20 % have a pixel that does),
+# none where no pixel changes. An encoder of 3 blocks: 33.7 dB after 12,000, but 18 % change, 6 % where nothing does.
+# Crops of 6 rows in place of 11, as many tokens: the same.
 COLOUR = {
     "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True}, "mage": {"samples": 32}},
-    "quick": {"pairs": 3_000, "vqvae": {"pool": 6_000, "background": True}},
+    "quick": {"pairs": 3_000, "vqvae": {"pool": 6_000, "background": True, "code_channels": 32,
+                                            "encoder_blocks": 0}},
     "paper": {"vqvae": {"pool": 40_000}},
 }
 

@@ -70,6 +70,7 @@ def test_rendering_is_timed_a_frame_for_two_and_for_eight_objects(clock, monkeyp
 
     monkeypatch.setattr(bench.CaterGen, "clips", clips)
     assert bench.benchmark_rendering(3) == {2: pytest.approx(20.0), 8: pytest.approx(80.0)}
-    assert asked == [(256, {2}, (8, 7))] * 4 + [(256, {8}, (8, 7))] * 4
+    half = len(asked) // 2   # the uncounted rounds are `in_turn`'s own
+    assert half > 3 and asked == [(256, {2}, (8, 7))] * half + [(256, {8}, (8, 7))] * half
     out = capsys.readouterr().out
     assert "2 objects (cater-gen-v1)" in out and "20.0 ms" in out and "8 objects (cater-gen-v2)" in out
