@@ -294,6 +294,17 @@ def small():
     return CaterGen("cater-gen-v2", image_size=32)
 
 
+def test_pictures_are_those_of_the_version_in_every_cache_s_name():
+    """The mean colours of the quarters of two frames: where these change, `scene.VERSION` must rise."""
+    assert scene.VERSION == 1
+    data = CaterGen("cater-gen-v2", image_size=32)
+    frames = data.clips([data.spec("train", 0)], np.array([[0, 30]]))[0].astype(float)
+    quarters = frames.reshape(2, 2, 16, 2, 16, 3).mean((2, 4))
+    expected = [[[[110.2, 110.3, 110.7], [108.8, 107.3, 106.6]], [[132.8, 130.4, 130.6], [147.8, 142.6, 138.9]]],
+                [[[110.3, 107.8, 109.5], [109.2, 108.7, 107.9]], [[133.8, 132.7, 131.1], [148.1, 146.0, 142.4]]]]
+    assert np.abs(quarters - expected).max() < 0.2
+
+
 def test_a_frame_hangs_on_scene_and_time_alone(small):
     one, two = small.spec("train", 0), small.spec("train", 1)
     video = small.video(one)
