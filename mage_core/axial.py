@@ -353,7 +353,7 @@ class AxialLayer(nn.Module):
                 return self.look_back(qkv[..., :x.shape[-1]], kept, steps)
         # the first frame alone may look at all
         bias = self.causal(steps) if time and (len(steps) > 1 or self.time_bias is not None) else None
-        if kernel_for(x) == "plain":
+        if kernel_for(x) == "plain" and not torch.compiler.is_compiling():   # a compiler writes its own gradient
             keys, places = (self.offsets.keys, self.offsets.bias) if self.offsets is not None else (None, None)
             bias = bias[None] if bias is not None and bias.ndim == 2 else bias
             return AxisAttention.apply(qkv, bias, keys, places, self.axis, self.heads)

@@ -12,7 +12,6 @@ from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mage_core import display
 from mage_core.clips import Dataset, check_speed, text_ids
 from mage_core.machine import autocast
 from mage_core.mage import MAGE
@@ -38,6 +37,7 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     if samples < 1:
         raise ValueError(f"samples is {samples}: it must be at least 1")
     if save is not None:
+        from mage_core import display   # matplotlib and imageio are not needed to train and evaluate
         display.check_video_name(save)
     trained = weights if isinstance(weights, Trained) else load(weights)
     dataset = trained.dataset
@@ -62,11 +62,12 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
     device = torch.device(device) if device is not None else next(mage.parameters()).device
     if decode not in ("mean", "argmax"):
         raise ValueError(f"decode is {decode!r}: it must be 'mean' or 'argmax'")
-    if len(images) > CLIPS_AT_ONCE:   # memory is bounded, whatever the number of videos
+    at_once = CLIPS_AT_ONCE if device.type == "cpu" else 5 * CLIPS_AT_ONCE
+    if len(images) > at_once:   # memory is bounded, whatever the number of videos
         seeds = range(len(images)) if seeds is None else seeds
         return torch.cat([generate_videos(vqvae, mage, dataset, images[part], sentences[part], speeds[part], seeds[part],
                                           device=device, decode=decode)
-                          for part in (slice(i, i + CLIPS_AT_ONCE) for i in range(0, len(images), CLIPS_AT_ONCE))])
+                          for part in (slice(i, i + at_once) for i in range(0, len(images), at_once))])
     vqvae, mage = vqvae.to(device).eval(), mage.to(device)
     noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
     with autocast(device):   # as the training's tokens were made
@@ -76,7 +77,8 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
                                    codes=vqvae.codebook)
     if decode == "argmax":
         codes = F.embedding(ids, vqvae.codebook)
-    frames = vqvae.decode_codes(rearrange(codes, "b t h w e -> (b t) h w e"))
+    parts = rearrange(codes, "b t h w e -> (b t) h w e").split(10 * CLIPS_AT_ONCE)   # the released decoder is wide
+    frames = torch.cat([vqvae.decode_codes(part) for part in parts])
     videos = rearrange(frames, "(b t) c h w -> b t c h w", b=len(images)).cpu()
     videos[:, 0] = images
     return videos

@@ -11,6 +11,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -92,6 +95,43 @@ def autocast(device: str | torch.device) -> torch.autocast:
     """A context that computes in bf16 where the device is fast in it, else in fp32."""
     device = torch.device(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
+
+
+def waits(device: str | torch.device) -> bool:
+    """Whether asking a device for a number means to wait until it has done all before: true of a GPU.
+
+    Where it is true, training asks seldom, keeps its data there and its shapes fixed.
+    """
+    return torch.device(device).type == "cuda"
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Whether a GPU may round fp32 products to TF32 meanwhile: 10 bits, enough to train with, too few to compare with."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = on
+        yield
+    finally:
+        for flag, value in zip(flags, before):
+            flag.allow_tf32 = value
+
+
+def matmul_rate(device: str | torch.device, size: int = 8192, rounds: int = 10) -> float:
+    """Operations a second of a product of two random bf16 matrices of size x size: what a training step is compared with."""
+    device = torch.device(device)
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    for _ in range(3):
+        a @ b
+    wait()
+    start = time.perf_counter()
+    for _ in range(rounds):
+        a @ b
+    wait()
+    return 2 * size ** 3 * rounds / (time.perf_counter() - start)
 
 
 def describe() -> str:

@@ -166,13 +166,14 @@ class MAGE(nn.Module):
     # ---- training
 
     def forward(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, *, target_ids: Tensor | None = None,
-                frames: Tensor | None = None, predict: Tensor | None = None,
+                frames: Tensor | None = None, predict: Tensor | None = None, weight: Tensor | None = None,
                 posterior_noise: Tensor | None = None) -> MAGEOutput:
         """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses, logits.
 
         `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
         0, are the input frames to use where not all t-1 are; `predict` (b s h w) bool the tokens of the frames after
-        them that the loss is taken over: then the logits are theirs alone, (n k). `posterior_noise` (b c h w), drawn
+        them that the loss is taken over: then the logits are theirs alone, (n k). `weight` (b s h w) weighs each token's
+        loss instead, all of them being summed: shapes then hang on nothing that was drawn. `posterior_noise` (b c h w), drawn
         where not given, is the standard normal noise of a stochastic model. ValueError for shapes that do not fit.
         """
         self._check(token_ids, text_ids, speed, posterior_noise)
@@ -197,7 +198,7 @@ class MAGE(nn.Module):
             targets = targets[places]
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, places=places)
         logits = self.generator.logits(features)
-        prediction_loss = token_loss(logits.flatten(0, -2), targets, n)
+        prediction_loss = token_loss(logits.flatten(0, -2), targets, n, weight)
         logits = logits[:n]
         speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
         loss = prediction_loss
@@ -372,7 +373,8 @@ class MAGE(nn.Module):
         if text_ids.shape[:1] != (b,) or text_ids.ndim != 2 or text_ids.shape[1] > config.context_length:
             raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} "
                              f"and l at most {config.context_length}")
-        if (text_ids == config.pad_id).all(1).any():
+        # a GPU would have to be waited for
+        if text_ids.device.type == "cpu" and not torch.compiler.is_compiling() and (text_ids == config.pad_id).all(1).any():
             raise ValueError(f"text ids {text_ids.tolist()} hold a caption of padding ({config.pad_id}) alone: "
                              "every caption needs at least one word")
         if speed.shape != (b,):
@@ -409,8 +411,11 @@ class TokenLoss(torch.autograd.Function):
         return gradient * d_loss.to(gradient.dtype), None, None
 
 
-def token_loss(logits: Tensor, targets: Tensor, count: int | None = None) -> Tensor:
-    """Mean cross-entropy, in fp32, of the first `count` (all) of logits (n k) and targets (n,)."""
+def token_loss(logits: Tensor, targets: Tensor, count: int | None = None, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy, in fp32, of the first `count` (all) of logits (n k) and targets (n,); with `weight`, of n
+    numbers in any shape, their sum, each times its weight."""
+    if weight is not None:
+        return (F.cross_entropy(logits.float(), targets, reduction="none") * weight.flatten()).sum()
     count = len(logits) if count is None else count
     if logits.is_cuda:
         return F.cross_entropy(logits[:count].float(), targets[:count])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from mage_core.files import data_folder, write_whole
@@ -24,10 +25,14 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def results_table(folder: Path | None = None) -> str:
-    """Ours beside the paper's as Markdown, from the cards in `folder` (default `data/weights`); "–" where there is no card."""
+    """Ours beside the paper's as Markdown, from the cards in `folder` (default `data/weights`).
+
+    A "–" stands where nothing was measured; the notes below say which datasets have no weights, and for the others on what
+    machine and in how long they were trained, and on how many test pairs the figures stand.
+    """
     folder = folder or data_folder() / "weights"
     lines = ["| dataset | SSIM, paper | SSIM | PSNR of the VQ-VAE, paper | PSNR of the VQ-VAE | PSNR of MAGE, paper | "
-             "PSNR of MAGE, frames / clips | first frame repeated | ceiling | motion accuracy |",
+             "PSNR of MAGE, frames / clips | first frame repeated | ceiling, frames / clips | motion accuracy |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     notes = []
     for name, (title, ssim, vqvae, mage) in PAPER.items():
@@ -36,16 +41,33 @@ def results_table(folder: Path | None = None) -> str:
         rows = {row["name"]: row for row in card.get("results", [])}
         cells = ["–"] * 6
         if rows:
-            ours, ceiling = rows["MAGE"], rows["perfect predictor"]
-            cells = [f"{ours['ssim']:.3f}", f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}",
-                     f"{ours['psnr_frames']:.2f} / {ours['psnr_clips']:.2f}",
-                     f"{rows['first frame repeated']['psnr_frames']:.2f}", f"{ceiling['psnr_frames']:.2f}",
-                     f"{ours['motion_accuracy']:.3f}"]
-            minutes = sum(card["seconds"].values()) / 60
-            notes.append(f"{title}: {ours['n']:,} test pairs, preset `{card['preset']}`, {minutes:.0f} minutes of training on "
-                         f"{card['machine']}; chance level of motion accuracy {ours['chance']:.3f}.")
+            ours, still, ceiling = rows["MAGE"], rows["first frame repeated"], rows.get("perfect predictor")
+            cells = [f"{ours['ssim']:.3f}", f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}", _psnr(ours),
+                     f"{still['psnr_frames']:.2f}", _psnr(ceiling), f"{ours.get('motion_accuracy', math.nan):.3f}"]
+            cells = [cell.replace("nan", "–") for cell in cells]
+            notes.append(_note(title, card, ours))
+        else:
+            notes.append(f"{title}: no weights yet.")
         lines.append(f"| {title} | {ssim:.2f} | {cells[0]} | {vqvae:.2f} | {cells[1]} | {mage:.2f} | " + " | ".join(cells[2:]) + " |")
-    return "\n".join([*lines, "", *notes, ""])
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def _psnr(row: dict | None) -> str:
+    return "–" if row is None else f"{row['psnr_frames']:.2f} / {row['psnr_clips']:.2f}"
+
+
+def _note(title: str, card: dict, ours: dict) -> str:
+    """How weights were made, and what their figures stand on."""
+    minutes = sum(card["seconds"].values()) / 60
+    made = f"commit {card['commit']}, " if card.get("commit") else ""
+    note = (f"{title}: {ours['n']:,} test pairs; preset `{card['preset']}`, {made}{minutes:.0f} minutes of training on "
+            f"{card['machine'].removeprefix('machine: ')}")
+    if "speed" in card:
+        note += f", {card['speed']['samples_per_second']:,.0f} samples/s, {card['speed']['share']:.0%} of its bf16 rate"
+    if "motion_accuracy" in ours:
+        low, high = ours["motion_accuracy_interval"]
+        note += f". Motion accuracy {low:.3f} to {high:.3f} (95 %), chance level {ours['chance']:.3f}"
+    return note + "."
 
 
 def with_table(readme: str, table: str) -> str:

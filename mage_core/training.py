@@ -2,9 +2,14 @@
 
     python -m mage_core.training --dataset single-mnist --preset quick
 
-All randomness of a step is a function of (seed, stage, step): nothing else needs to be kept to go on after a kill, and
-the resumed run ends in the same weights on the same machine and number of threads. A run lives in one folder:
-`vqvae.pt`, `mage.pt` (checkpoints), `vqvae.jsonl`, `mage.jsonl` (curves), `weights.safetensors` and `card.json`.
+A run lives in one folder: `vqvae.pt`, `mage.pt` (checkpoints), `vqvae.jsonl`, `mage.jsonl` (curves),
+`weights.safetensors` and its card `weights.json`. The loop itself is in `loop`, what a step sees in `batches`.
+
+Several GPUs, or processes on a CPU, share each batch and end where one process would:
+
+    accelerate launch --num_processes 2 -m mage_core.training --dataset single-mnist --preset gpu
+
+and from a notebook `accelerate.notebook_launcher(training.main, (["--preset", "gpu"],), num_processes=2)`.
 """
 
 from __future__ import annotations
@@ -16,10 +21,11 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import time
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -27,201 +33,55 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.utils.flop_counter import FlopCounterMode
 
-from mage_core import metrics, weights
-from mage_core.clips import TokenClips, available, encode_frames, frame_pool, load_dataset, token_clips, watched
+from mage_core import machine, metrics, weights
+from mage_core.axial import KERNELS, attention_kernel
+from mage_core.batches import Clips, DeviceFrames, training_batch
+from mage_core.clips import available, encode_frames, frame_pool, load_dataset, token_clips, watched
+from mage_core.evaluation import evaluate_all
+from mage_core.files import cache_folder, data_folder
 from mage_core.generate import generate_videos
-from mage_core.files import cache_folder, write_whole
-from mage_core.machine import autocast, describe as describe_machine, relaunch_with_fast_allocator
+from mage_core.loop import Stage, fit, optimisers, read_curve, seed_of
+from mage_core.machine import autocast, relaunch_with_fast_allocator, tf32
+from mage_core.machine import describe as describe_machine
 from mage_core.mage import MAGE
 from mage_core.moving_mnist import MovingMNIST
-from mage_core.muon import Muon
-from mage_core.presets import MAGERecipe, Preset, changed, describe, mage_config, preset, vqvae_config
-from mage_core.vqvae import VQVAE, Codebook, varied
+from mage_core.presets import Preset, changed, describe, mage_config, preset, vqvae_config
+from mage_core.processes import ALONE, Alone, processes
+from mage_core.vqvae import VQVAE, Codebook
 
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why and which checkpoint is the last good one."""
-
-
-# ---------------------------------------------------------------- one loop for both stages
-
-@dataclass
-class Stage:
-    """What the loop needs to know of a stage.
-
-    `step(number, done)` computes the loss of a step, and what to show beside it; `watch()` gives numbers to log now and
-    then. `parts` are saved and restored; `optimisers` get their base learning rates scaled by the schedule.
-    """
-
-    name: str
-    unit: str
-    budget: int
-    batch: int
-    parts: dict[str, nn.Module]
-    optimisers: list[torch.optim.Optimizer]
-    step: Callable[[int], tuple[Tensor, dict[str, float]]]
-    after: Callable[[], None] | None
-    watch: Callable[[], dict[str, float]] | None
-    watch_every: int
-    seed: int
-    recipe: dict
-
-    @property
-    def steps(self) -> int:
-        return math.ceil(self.budget / self.batch)
-
-
-def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_seconds: float = 60.0,
-        progress: bool = True) -> bool:
-    """Train a stage to the end of its budget, from its checkpoint if there is one; True when it is done.
-
-    `until` (time.monotonic()) stops it early, at a checkpoint. Raises TrainingStopped where the loss or its
-    gradient is not a number, ValueError where the checkpoint is of another recipe.
-    """
-    path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
-    step, seconds, recent = _restore(stage, path)
-    curve = [line for line in read_curve(log) if line["step"] <= step]
-    started = saved = time.monotonic()
-    lasting: dict[str, float] = dict(curve[-1]) if curve else {}
-
-    def save() -> None:   # the curve first: what a kill leaves of it beyond the checkpoint is cut off above
-        nonlocal saved
-        write_whole(log, lambda temporary: temporary.write_text("".join(json.dumps(line) + "\n" for line in curve)))
-        _save(stage, path, step, seconds + time.monotonic() - started, recent)
-        saved = time.monotonic()
-
-    for part in stage.parts.values():
-        part.train()
-    with tqdm(total=stage.budget, initial=min(step * stage.batch, stage.budget), desc=stage.name, unit=stage.unit,
-              disable=not progress, smoothing=0.05) as bar:
-        while step < stage.steps:
-            if until is not None and time.monotonic() > until:
-                save()
-                return False
-            torch.manual_seed(_hash(stage.seed, stage.name, step))
-            rate = schedule(step, stage.steps)
-            for optimiser in stage.optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = group["base"] * rate
-            loss, shown = stage.step(step)
-            value = loss.item()
-            for optimiser in stage.optimisers:
-                optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_([p for group in _groups(stage) for p in group["params"]], 1.0)
-            if not (math.isfinite(value) and math.isfinite(norm)):   # before they reach the weights or a checkpoint
-                kept = f"the last good checkpoint is {path.name} in {folder.name}" if path.exists() else "no checkpoint yet"
-                raise TrainingStopped(f"at step {step} of {stage.name} the loss is {value} and its gradient's norm {norm:g}: "
-                                      f"{kept}. The same command would stop here again: train in another folder (--run) "
-                                      f"with a lower learning rate (--set {stage.name}.learning_rate=...)")
-            for optimiser in stage.optimisers:
-                optimiser.step()
-            if stage.after is not None:
-                stage.after()
-            step += 1
-            recent = [*recent[-199:], value]
-            bar.update(min(stage.batch, stage.budget - bar.n))
-            if step % 20 == 0 or step == stage.steps:
-                bar.set_postfix({"loss": f"{np.mean(recent[-100:]):.3f}", **{k: f"{v:.2f}" for k, v in shown.items()},
-                                 **{k: f"{v:.2f}" for k, v in lasting.items() if k in ("psnr", "motion")}}, refresh=False)
-            if step % max(1, stage.watch_every // stage.batch) == 0 or step == stage.steps:
-                lasting = {"step": step, stage.unit: step * stage.batch, "loss": float(np.mean(recent)),
-                           "seconds": round(seconds + time.monotonic() - started, 1), **shown}
-                lasting |= stage.watch() if stage.watch else {}
-                curve.append(lasting)
-                for part in stage.parts.values():
-                    part.train()
-            if time.monotonic() - saved > checkpoint_seconds:
-                save()
-    save()
-    return True
-
-
-def schedule(step: int, steps: int, warm: int = 100, floor: float = 0.02) -> float:
-    """The share of the learning rate at a step: a short rise, then a cosine down to `floor`."""
-    return min(1.0, (step + 1) / min(warm, max(1, steps // 10))) * (
-        floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def read_curve(path: Path) -> list[dict[str, float]]:
-    """The curve that a stage wrote, a dict a line; empty where there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _groups(stage: Stage) -> list[dict]:
-    return [group for optimiser in stage.optimisers for group in optimiser.param_groups]
-
-
-def _save(stage: Stage, path: Path, step: int, seconds: float, recent: list[float]) -> None:
-    state = {"step": step, "seconds": seconds, "recent": recent, "recipe": json.dumps(stage.recipe),
-             "parts": {name: part.state_dict() for name, part in stage.parts.items()},
-             "optimisers": [optimiser.state_dict() for optimiser in stage.optimisers]}
-    write_whole(path, lambda temporary: torch.save(state, temporary))
-
-
-def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
-    """Load a checkpoint into a stage; (step, seconds trained so far, last losses), or (0, 0, []) where there is none."""
-    if not path.exists():
-        return 0, 0.0, []
-    try:
-        with zipfile.ZipFile(path) as file:
-            if (name := file.testzip()) is not None:   # torch reads past wrong checksums
-                raise ValueError(f"the checksum of {name} is wrong")
-        state = torch.load(path, weights_only=True)
-        recipe = json.loads(state["recipe"])
-    except Exception as error:
-        raise ValueError(f"{path.name} in {path.parent.name} is not a checkpoint that can be read ({error}): "
-                         "delete it to train from nothing") from error
-    ours = json.loads(json.dumps(stage.recipe))
-    if recipe != ours:
-        changed = [key for key in ours.keys() | recipe.keys() if ours.get(key) != recipe.get(key)]
-        raise ValueError(f"{path.name} in {path.parent.name} was trained with another recipe ({', '.join(sorted(changed))} "
-                         "differ): choose another folder with --run, or delete this one")
-    for name, part in stage.parts.items():
-        part.load_state_dict(state["parts"][name])
-    for optimiser, saved in zip(stage.optimisers, state["optimisers"]):
-        optimiser.load_state_dict(saved)
-    return state["step"], state["seconds"], state.get("recent", [])
-
-
-def _hash(*what: object) -> int:
-    """A 63-bit seed that hangs on all parts."""
-    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0,
-               weight_decay: float = 0.0) -> list[torch.optim.Optimizer]:
-    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for the matrices inside the attention and MLP layers."""
-    inner, other = [], []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim == 2 and ("layers." in name or name.endswith(("anchor_in.weight", "frames_in.weight")))
-        (inner if muon and matrix else other).append(parameter)
-    made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True,
-                              weight_decay=0.0 if muon else weight_decay)]
-    if inner:
-        made.append(Muon(inner, muon * learning_rate, weight_decay=weight_decay))
-    for optimiser in made:
-        for group in optimiser.param_groups:
-            group["base"] = group["lr"]
-    return made
+PREPARE_SECONDS = 75.0    # on a GPU, for tokens and compilation before the first step: with less left, MAGE is for later
+DEVICE_FRAMES = 200_000   # drawn once for a GPU: of 64 x 64 they take 0.8 GB there
 
 
 # ---------------------------------------------------------------- first stage
 
 def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: float | None = None,
-                device: torch.device | str = "cpu", progress: bool = True) -> tuple[VQVAE, bool]:
-    """Train the VQ-VAE of a preset on the frames of a dataset's training pairs (3.2); (model, whether it is done)."""
+                device: torch.device | str = "cpu", progress: bool = True, team: Alone = ALONE) -> tuple[VQVAE, bool]:
+    """Train the VQ-VAE of a preset on the frames of a dataset's training pairs (3.2); (model, whether it is done).
+
+    On a GPU the frames are drawn once and stay there: the recipe's pool, else `DEVICE_FRAMES`, and no more than the run sees.
+    """
     recipe, device = chosen.vqvae, torch.device(device)
-    torch.manual_seed(_hash(seed, "vqvae start"))
+    torch.manual_seed(seed_of(seed, "vqvae start"))
     vqvae = VQVAE(vqvae_config(recipe, dataset)).to(device, memory_format=torch.channels_last)
-    frames = FrameSource(dataset, chosen.pairs, seed, pool=recipe.pool, progress=progress)
+    if not team.main:
+        team.wait()   # until the main process has kept what frames are to be kept
+    frames = FrameSource(dataset, chosen.pairs, seed, pool=None if machine.waits(device) else recipe.pool,
+                         progress=progress and team.main)
+    if team.main:
+        team.wait()
+    if machine.waits(device):
+        count = min(recipe.images, recipe.pool or DEVICE_FRAMES)
+        frames = DeviceFrames(frames, count, device, seed, progress=progress and team.main)
+    part = team.part(recipe.batch)
     warm_steps = math.ceil(recipe.warm_images / recipe.batch)
     if recipe.background:
         vqvae.background.copy_(frames.background)
     if not (folder / "vqvae.pt").exists() and not warm_steps:
         vqvae.initialise(frames.batch(-1, min(3_000, 12 * recipe.codebook_size)).to(device), seed)
+    team.copy(vqvae.state_dict().values())
     codebook = Codebook(vqvae).to(device)
     vqvae.codebook.requires_grad_(False)
     looks = 256 * 64 ** 2 // dataset.image_size ** 2   # as many pixels for every dataset
@@ -231,19 +91,22 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         if warm_steps and number == warm_steps:
             vqvae.initialise(frames.batch(-1, 3_000).to(device), seed)
+            team.copy(vqvae.state_dict().values())
             codebook.restart(vqvae)
         crop = recipe.crop and recipe.crop * vqvae.config.down
-        images, behind = (part.to(device, memory_format=torch.channels_last)
-                          for part in frames.cut(number, recipe.batch, crop, vqvae.config.down))
+        images, behind = (whole[part].to(device, memory_format=torch.channels_last)
+                          for whole in frames.cut(number, recipe.batch, crop, vqvae.config.down))
         with autocast(device):
             out = vqvae(images, quantise=number >= warm_steps, background=behind)
         kept.update(features=out.features, token_ids=out.token_ids)
         loss = recipe.reconstruction * out.reconstruction_loss + recipe.commitment * out.commitment_loss
-        return loss, {"used": float(out.token_ids.unique().numel())} if number % 20 == 19 else {}
+        every = 500 if machine.waits(device) else 20   # counting waits
+        return loss, {"used": float(out.token_ids.unique().numel())} if number % every == every - 1 else {}
 
     def after() -> None:
-        if kept["features"] is not None:
-            codebook.update(vqvae, kept["features"], kept["token_ids"].flatten())
+        if kept["features"] is not None:   # of the whole batch, and so the same in every process
+            codebook.update(vqvae, team.gather(kept["features"]), team.gather(kept["token_ids"].flatten()))
+            team.copy([codebook.count, codebook.total, vqvae.codebook])   # a GPU sums in any order
 
     def watch() -> dict[str, float]:
         return vqvae_quality(vqvae, held_out)
@@ -251,7 +114,7 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     stage = Stage("vqvae", "images", recipe.images, recipe.batch, {"vqvae": vqvae, "codebook": codebook},
                   optimisers(vqvae, recipe.learning_rate), step, after, watch, max(recipe.batch, recipe.images // 20), seed,
                   _recipe(recipe, dataset, seed, chosen.pairs))
-    done = fit(stage, folder, until=until, progress=progress)
+    done = fit(stage, folder, until=until, progress=progress, team=team)
     return vqvae.eval(), done
 
 
@@ -287,7 +150,7 @@ class FrameSource:
 
     def cut(self, step: int, size: int, crop: int | None = None, grid: int = 1) -> tuple[Tensor, Tensor]:
         """`batch`, and what is behind each of its images: both (b c H W)."""
-        draw = np.random.Generator(np.random.Philox(_hash(self.seed, "frames", step)))
+        draw = np.random.Generator(np.random.Philox(seed_of(self.seed, "frames", step)))
         samples = draw.integers(len(self.specs) if self.pool is None else len(self.pool), size=size)
         if self.pool is None:
             frames = draw.integers(self.lengths[samples])
@@ -343,28 +206,35 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
 # ---------------------------------------------------------------- second stage
 
 def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int = 0, until: float | None = None,
-               device: torch.device | str = "cpu", progress: bool = True, start: MAGE | None = None) -> tuple[MAGE, bool]:
+               device: torch.device | str = "cpu", progress: bool = True, start: MAGE | None = None,
+               team: Alone = ALONE) -> tuple[MAGE, bool]:
     """Train the MAGE of a preset on tokens of a dataset's training pairs (4.2, eq. 7); (model, whether it is done).
 
     `start` gives the weights to begin with, in place of fresh ones.
     """
     recipe, device = chosen.mage, torch.device(device)
     vqvae = vqvae.to(device).eval()
+    vqvae_key = fingerprint(vqvae)
+    if not team.main:
+        team.wait()   # until the main process has written the tokens
     pairs = min(available(dataset, "train", chosen.pairs), recipe.samples)   # more would never be seen
-    tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=fingerprint(vqvae), progress=progress)
-    torch.manual_seed(_hash(seed, "mage start"))
+    tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=vqvae_key, progress=progress and team.main)
+    if team.main:
+        team.wait()
+    torch.manual_seed(seed_of(seed, "mage start"))
     mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size))
     if start is not None:
         mage.load_state_dict(start.state_dict())
     elif recipe.code_initialisation:
-        mage.initialise_from_codes(vqvae.codebook, _hash(seed, "codes"))
+        mage.initialise_from_codes(vqvae.codebook, seed_of(seed, "codes"))
     mage = mage.to(device)
+    team.copy(mage.state_dict().values())
+    clips = Clips(tokens, device)
 
-    def step(number: int) -> tuple[Tensor, dict[str, float]]:
-        batch = training_batch(tokens, mage, recipe, seed, number)
+    def loss_of(forward: Callable, guess: Callable, number: int) -> Tensor:
+        batch = training_batch(clips, mage, recipe, seed, number, team=team, guess=guess)
         with autocast(device):
-            out = mage(**{name: value.to(device) for name, value in batch.items() if value is not None})
-        return out.loss, {}
+            return forward(**{name: value for name, value in batch.items() if value is not None}).loss
 
     looked_at = metrics.evaluation_batch(dataset, *watched(dataset, chosen.watch_clips))
 
@@ -372,92 +242,101 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         row = metrics.evaluate_batch(generator(vqvae, mage), looked_at)
         return {"psnr": row.scores.psnr_frames} | ({"motion": row.motion.accuracy} if row.motion else {})
 
-    stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
-                  optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay), step, None,
-                  watch, recipe.evaluate_every, seed,
-                  _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
-                  | ({"start": fingerprint(start)} if start is not None else {}))
-    done = fit(stage, folder, until=until, progress=progress)
+    steps = math.ceil(recipe.samples / recipe.batch)
+    kernel = fastest_kernel(mage, recipe.batch) if machine.waits(device) else None   # a CPU's is known
+    with attention_kernel(kernel) if kernel else nullcontext():
+        made = compiled((mage, mage.guess), chosen.compile, device, lambda made: loss_of(*made, steps).backward())
+        mage.zero_grad(set_to_none=True)
+        stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
+                      optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay),
+                      lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
+                      _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": vqvae_key}
+                      | ({"start": fingerprint(start)} if start is not None else {}))
+        done = fit(stage, folder, until=until, progress=progress, team=team)
+        if done and team.main and machine.waits(device):
+            _write_speed(folder, recipe.batch, lambda: loss_of(mage, mage.guess, 0), device)
+            mage.zero_grad(set_to_none=True)
     return mage.eval(), done
 
 
-def training_batch(tokens: TokenClips, mage: MAGE, recipe: MAGERecipe, seed: int, step: int) -> dict[str, Tensor | None]:
-    """The arguments of `MAGE.forward` for a step: clips, captions, speeds, and what is hidden or left out.
+def compiled(functions: tuple[Callable, ...], wanted: str, device: torch.device,
+             attempt: Callable[[tuple[Callable, ...]], object]) -> tuple[Callable, ...]:
+    """Functions by torch.compile where `wanted` is "on", or "auto" on a GPU; as they are where that fails.
 
-    Every pair comes once an epoch, in an order of the epoch's; its speed is drawn anew each time (4.2).
+    `attempt` takes a training step with them: compilation happens in the first pass forward and back, so that it
+    fails here or not at all. A failure is printed, and training goes on without; so it does with "auto" where a step
+    is no faster. ValueError for another word.
     """
-    size, pairs = recipe.batch, len(tokens)
-    places = np.arange(step * size, (step + 1) * size)
-    samples = [int(_order(seed, epoch, pairs)[place]) for epoch, place in zip(places // pairs, places % pairs)]
-    draw = np.random.Generator(np.random.Philox(_hash(seed, "clips", step)))
-    ids, captions_, speed = tokens.batch(samples, [min(max(u, 1e-6), 1 - 1e-6) for u in draw.random(size)])
-    frames, later = None, recipe.later_frames
-    inputs = ids.shape[1] - 1
-    if later is not None and later < inputs - 1:
-        frames = torch.from_numpy(np.append(0, 1 + np.sort(draw.choice(inputs - 1, later, replace=False))))
-    given = corrupted(ids, mage, recipe, draw)
-    if recipe.own_frames:   # more of them as there is more to learn from them
-        own = torch.from_numpy(draw.random(size) < recipe.own_frames * step * size / recipe.samples)
-        given[own] = guessed(ids[own], captions_[own], speed[own], mage, frames)
-    predict = balanced(ids, frames, draw) if recipe.balanced else None
-    return {"token_ids": given, "text_ids": captions_, "speed": speed, "target_ids": ids, "frames": frames,
-            "predict": predict}
+    if wanted not in ("auto", "on", "off"):
+        raise ValueError(f"compile is {wanted!r}: it must be 'auto', 'on' or 'off'")
+    if wanted == "off" or wanted == "auto" and not machine.waits(device):
+        return functions
+    start = time.monotonic()
+    try:
+        made = tuple(torch.compile(function, dynamic=False) for function in functions)
+        attempt(made)
+        took = time.monotonic() - start
+        fast, plain = (_seconds(lambda: attempt(which), device) for which in (made, functions))
+        print(f"compiled in {took:.0f} s: a step in {1e3 * fast:.1f} ms, without {1e3 * plain:.1f} ms", flush=True)
+        return made if fast < plain or wanted == "on" else functions
+    except Exception as error:   # a compiler fails in as many ways as there are machines
+        print(f"torch.compile failed ({type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:200]}): "
+              "training goes on without it", flush=True)
+        torch.compiler.reset()
+        return functions
 
 
-def corrupted(ids: Tensor, mage: MAGE, recipe: MAGERecipe, draw: np.random.Generator) -> Tensor:
-    """Clips (b t h w) as the model is shown them: the first frame whole, of later ones in some clips all or a part hidden.
-
-    In training the model sees true frames, in generation its own: what it cannot see, it cannot lean on.
-    """
-    given = ids.clone()
-    for clip in given if recipe.hide_all or recipe.hide_some else ():
-        kind, share = draw.random(2)
-        hidden = torch.from_numpy(draw.random(clip[1:].shape) < share / 2)
-        if kind < recipe.hide_all:
-            clip[1:] = mage.config.hidden_id
-        elif kind < recipe.hide_all + recipe.hide_some:
-            clip[1:][hidden] = mage.config.hidden_id
-    return given
+def _seconds(step: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
+    """The time of a step, after one to warm up."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    step()
+    wait()
+    start = time.perf_counter()
+    for _ in range(rounds):
+        step()
+    wait()
+    return (time.perf_counter() - start) / rounds
 
 
-@torch.no_grad()
-def guessed(ids: Tensor, captions_: Tensor, speed: Tensor, mage: MAGE, frames: Tensor | None) -> Tensor:
-    """Clips (b t h w) whose later frames are the model's own guesses from the first frame alone.
+def fastest_kernel(mage: MAGE, batch: int) -> str | None:
+    """The attention kernel that trains a block of a model's layers fastest where it lies, measured; None if none runs."""
+    config, device = mage.config, next(mage.parameters()).device
+    x = torch.randn(batch, config.clip_length, config.rows, config.columns, config.width, device=device)
+    steps, seconds = torch.arange(config.clip_length, device=device), {}
 
-    What generation feeds back is much like this, mistakes included, and it takes one forward pass. With `frames`, only
-    those input frames are guessed, and the others hidden.
-    """
-    given = ids.clone()
-    given[:, 1:] = mage.config.hidden_id
-    if not len(ids):
-        return given
-    wanted = torch.arange(1, ids.shape[1] - 1) if frames is None else frames[1:]
-    if not len(wanted):
-        return given
-    sources = wanted - 1
-    sources = sources if sources[0] == 0 else F.pad(sources, (1, 0))
-    device = next(mage.parameters()).device
-    with autocast(device):
-        guesses = mage.guess(given.to(device), captions_.to(device), speed.to(device), sources.to(device), len(wanted))
-    given[:, wanted] = guesses.to(given.device)
-    return given
+    def block() -> None:
+        y = x.clone().requires_grad_()
+        for layer in mage.generator.layers[:3]:
+            y = layer(y, steps)
+        y.float().square().mean().backward()
 
-
-def balanced(ids: Tensor, frames: Tensor | None, draw: np.random.Generator) -> Tensor:
-    """Which targets count (b s h w): all that differ from the first frame's token, and as many of the others, drawn.
-
-    All of them where none differs: a loss over nothing is not a number.
-    """
-    targets = ids[:, 1:] if frames is None else ids[:, frames + 1]
-    changed = targets != ids[:, :1]
-    if not changed.any():
-        return ~changed
-    share = changed.float().mean() / (~changed).float().mean().clamp_min(1e-6)
-    return changed | torch.from_numpy(draw.random(targets.shape) < share.item())
+    for name in KERNELS:
+        try:
+            with attention_kernel(name), autocast(device):
+                seconds[name] = _seconds(block, device)
+        except RuntimeError as error:
+            print(f"attention {name}: {str(error).splitlines()[0][:200]}", flush=True)
+    mage.zero_grad(set_to_none=True)
+    print("attention, a block forward and back: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()),
+          flush=True)
+    return min(seconds, key=seconds.get, default=None)
 
 
-def _order(seed: int, epoch: int, pairs: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(_hash(seed, "order", int(epoch)))).permutation(pairs)
+def _write_speed(folder: Path, batch: int, loss: Callable[[], Tensor], device: torch.device) -> None:
+    """What share of the GPU's measured matrix rate training reached: printed, and kept in `speed.json`."""
+    rate = float(np.median([line["rate"] for line in read_curve(folder / "mage.jsonl") if "rate" in line] or [0.0]))
+    try:
+        with FlopCounterMode(display=False) as counter:
+            loss().backward()
+        flop, peak = counter.get_total_flops() / batch, machine.matmul_rate(device)
+    except RuntimeError as error:   # no room left, say: what was trained is worth more than its rate
+        print(f"{rate:,.0f} samples/s; not compared with the GPU's rate ({str(error).splitlines()[0][:200]})", flush=True)
+        return
+    told = {"samples_per_second": rate, "tflop_per_sample": flop / 1e12, "tflops": rate * flop / 1e12,
+            "matmul_tflops": peak / 1e12, "share": rate * flop / peak}
+    print(f"{rate:,.0f} samples/s x {told['tflop_per_sample']:.4f} TFLOP = {told['tflops']:.0f} TFLOP/s, "
+          f"{told['share']:.1%} of the {told['matmul_tflops']:.0f} TFLOP/s of a bf16 product of 8192 x 8192", flush=True)
+    (folder / "speed.json").write_text(json.dumps(told) + "\n")
 
 
 def generator(vqvae: VQVAE, mage: MAGE) -> metrics.FromBatch:
@@ -486,50 +365,76 @@ def run_folder(dataset, chosen: Preset, seed: int) -> Path:
 
 
 def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
-          device: torch.device | str | None = None, progress: bool = True,
-          start: weights.Trained | None = None) -> weights.Trained | None:
+          device: torch.device | str | None = None, progress: bool = True, start: weights.Trained | None = None,
+          command: str | None = None, team: Alone | None = None) -> weights.Trained | None:
     """Both stages of a preset on a dataset, from the run's checkpoints if it has any; None where time ran out first.
 
     The weights and their card end up in the run's folder; a run that is complete is loaded from there. With `start`,
-    its VQ-VAE is taken as it is and its MAGE is trained on.
+    its VQ-VAE is taken as it is and its MAGE is trained on. `command` is what the card says that made them. Processes
+    that Accelerate started (`processes`) share the work, and all get the result.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    team = processes(device) if team is None else team
+    device = team.device or torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or run_folder(dataset, chosen, seed)
     folder.mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else time.monotonic() + 60 * minutes
+    shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
     if start is None:
-        vqvae, done = train_vqvae(chosen, dataset, folder, seed=seed, until=until, device=device, progress=progress)
+        vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
         if not done:
             return None
     else:
         vqvae = start.vqvae
-    mage, done = train_mage(chosen, dataset, vqvae, folder, seed=seed, until=until, device=device, progress=progress,
-                            start=start.mage if start else None)
+    if until is not None and machine.waits(device) and until - time.monotonic() < PREPARE_SECONDS:
+        return None
+    mage, done = train_mage(chosen, dataset, vqvae, folder, start=start.mage if start else None, **shared)
     if not done:
         return None
-    about = {**dataset.about, "preset": chosen.name, "seed": seed,
-             "recipe": dataclasses.asdict(chosen), "machine": describe_machine(),
-             "curves": (curves := {stage: curve for stage in ("vqvae", "mage")
-                                   if (curve := read_curve(folder / f"{stage}.jsonl"))}),
-             "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
-    trained = weights.save(folder / "weights.safetensors", vqvae, mage, about)
+    path = folder / "weights.safetensors"
+    if team.main:
+        curves = {stage: curve for stage in ("vqvae", "mage") if (curve := read_curve(folder / f"{stage}.jsonl"))}
+        about = {**dataset.about, "preset": chosen.name, "seed": seed,
+                 "recipe": dataclasses.asdict(chosen), "command": command or "mage_core.training.train",
+                 "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
+                 "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
+        if (speed := folder / "speed.json").exists():
+            about["speed"] = json.loads(speed.read_text())
+        weights.save(path, vqvae, mage, about, precision=chosen.precision)
+    team.wait()
+    trained = weights.load(path)
     trained.dataset = dataset   # a card only describes a folder of videos
     return trained
 
 
-def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", progress: bool = True) -> list[metrics.Row]:
+def commit() -> str | None:
+    """The commit that this code is of, with "+" where files have changed since; None outside of a git checkout."""
+    top = data_folder().parent
+    try:
+        asked = [subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True).stdout.strip()
+                 for words in (["rev-parse", "--show-prefix", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return asked[0].splitlines()[-1][:12] + ("+" if asked[1] else "")
+
+
+def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", progress: bool = True,
+            keep: Path | None = None, until: float | None = None,
+            device: torch.device | str | None = None) -> list[metrics.Row] | None:
     """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling.
 
-    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for Moving
-    MNIST alone.
+    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for Moving MNIST
+    alone. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a GPU where there is one.
     """
-    dataset = trained.dataset
-    rows = {"MAGE": generator(trained.vqvae, trained.mage), "first frame repeated": metrics.first_frame_repeated(),
-            "VQ-VAE reconstruction": metrics.reconstruction(trained.vqvae)}
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dataset, vqvae, mage = trained.dataset, trained.vqvae.to(device), trained.mage.to(device)
+    rows = {"MAGE": generator(vqvae, mage), "first frame repeated": metrics.first_frame_repeated(),
+            "VQ-VAE reconstruction": metrics.reconstruction(vqvae)}
     if isinstance(dataset, MovingMNIST):
         rows["perfect predictor"] = metrics.perfect_predictor()
-    n = available(dataset, split, n)
-    return [metrics.evaluate(made, dataset, split, n, name=name, progress=progress) for name, made in rows.items()]
+    with tf32(False):
+        return evaluate_all(rows, dataset, split, available(dataset, split, n),
+                            batch_size=250 if device.type == "cuda" else 50, keep=keep, until=until,
+                            key=f"{fingerprint(vqvae)} {fingerprint(mage)}", progress=progress)
 
 
 def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed: int = 0, weights_name: str = "shipped",
@@ -571,7 +476,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--captions", default="explicit", help="of CATER-GEN: explicit or ambiguous")
     parser.add_argument("--videos", type=Path, metavar="FOLDER",
                         help="train on a folder of videos with captions: a CATER-GEN download, or footage of your own")
-    parser.add_argument("--preset", default="auto", help="smoke, quick, paper or auto")
+    parser.add_argument("--preset", default="auto", help="smoke, quick, gpu, paper or auto")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="changes",
                         help="change a field of the preset, e.g. mage.samples=100_000 (name a --run of its own)")
     parser.add_argument("--seed", type=int, default=0)
@@ -583,16 +488,26 @@ def main(arguments: list[str] | None = None) -> None:
 
     chosen = changed(preset(given.preset, given.dataset), given.changes)
     dataset = load_dataset(given.dataset, given.digit_set, mode=given.captions, videos=given.videos)
-    print(describe_machine(), describe(chosen), f"dataset {dataset.name} ({dataset.source}), seed {given.seed}",
-          sep="\n", flush=True)
-    trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes,
+    team = processes()
+    if team.main:
+        print(describe_machine(), describe(chosen), f"dataset {dataset.name} ({dataset.source}), seed {given.seed}",
+              *([f"{team.count} processes"] if team.count > 1 else []), sep="\n", flush=True)
+    command = "python -m mage_core.training " + " ".join(without_paths(sys.argv[1:] if arguments is None else arguments))
+    trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team, command=command,
                     start=weights.load(given.start) if given.start else None)
+    if not team.main:
+        return
     if trained is None:
         print("time is up: the run is kept; the same command goes on with it")
         return
     rows = results(trained, given.test_clips or chosen.test_clips)
     trained.add_results(rows)
     print(f"\n{dataset.name}, {rows[0].n} held-out test pairs\n\n{metrics.table(rows)}")
+
+
+def without_paths(words: list[str]) -> list[str]:
+    """A command's words as a card may tell them: of a path, only its last part."""
+    return [Path(word).name if "/" in word or os.sep in word else word for word in words]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mage_core import machine
+from mage_core.machine import tf32
+
 
 FAINT = 0.05   # a difference from the background that is hardly seen, of pixels in [0, 1]
 
@@ -195,7 +198,8 @@ class PatchEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.cut(images)
-        with torch.autocast(images.device.type, enabled=False):   # the nearest code is a matter of small differences
+        # the nearest code is a matter of small differences
+        with torch.autocast(images.device.type, enabled=False), tf32(False):
             projected = self.project(patches.float())
         return projected + self.context(patches).float()
 
@@ -238,7 +242,8 @@ def nearest_code(features: Tensor, codebook: Tensor) -> Tensor:
 
         # |f - c|^2 without |f|^2, which is the same for every code
         if features.is_cuda:
-            return torch.addmm(codebook.square().sum(1), features, codebook.T, alpha=-2).argmin(1)
+            with tf32(False):
+                return torch.addmm(codebook.square().sum(1), features, codebook.T, alpha=-2).argmin(1)
         # numpy's arg-min is vectorised, 16 times faster than torch's; a few rows at a time stay in the cache; and |c|^2
         # as one more column costs less than a bias that is copied to every row first
         features = F.pad(features, (0, 1), value=1.0)
@@ -437,14 +442,27 @@ class Codebook(nn.Module):
     def update(self, vqvae: VQVAE, features: Tensor, token_ids: Tensor) -> None:
         """Features (n e) and the ids (n,) of their codes, from this training step, move the codebook."""
         features = features.float()
-        count = torch.bincount(token_ids, minlength=len(self.count)).to(features.dtype)
+        # bincount would wait for a GPU
+        count = torch.zeros_like(self.count).index_add_(0, token_ids, torch.ones_like(token_ids, dtype=self.count.dtype))
         total = torch.zeros_like(self.total).index_add_(0, token_ids, features)
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
-        rare = (self.count < self.rare).nonzero()[:, 0]
-        if len(rare):
+        if machine.waits(features.device):
+            self._restart_some(vqvae, features, token_ids)
+        elif len(rare := (self.count < self.rare).nonzero()[:, 0]):
             error = (features - vqvae.codebook[token_ids]).square().sum(1)
             worst = error.topk(min(4 * len(rare), len(error))).indices
             fresh = features[worst[torch.randperm(len(worst), device=worst.device)[:len(rare)]]]
             self.total[rare[:len(fresh)]], self.count[rare[:len(fresh)]] = fresh, 1.0
         vqvae.codebook.copy_(self.total / self.count.clamp_min(1e-6)[:, None])
+
+    def _restart_some(self, vqvae: VQVAE, features: Tensor, token_ids: Tensor, most: int = 64) -> None:
+        """The same for the `most` rarest codes at a time, without asking how many are rare: a GPU is not waited for."""
+        most = min(most, len(self.count), len(features))
+        rarest = self.count.topk(most, largest=False).indices
+        error = (features - vqvae.codebook[token_ids]).square().sum(1)
+        worst = error.topk(min(4 * most, len(error))).indices
+        fresh = features[worst[torch.rand(len(worst), device=worst.device).topk(most).indices]]
+        rare = self.count[rarest] < self.rare
+        self.total[rarest] = torch.where(rare[:, None], fresh, self.total[rarest])
+        self.count[rarest] = torch.where(rare, 1.0, self.count[rarest])

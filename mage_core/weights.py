@@ -127,7 +127,10 @@ class Trained:
         return described(self.card)
 
     def add_results(self, rows: Iterable) -> None:
-        """Write rows of a results table (`metrics.Row`) into the card, beside the weights."""
+        """Write rows of a results table (`metrics.Row`), and the paper's figures, into the card beside the weights."""
+        from mage_core.report import PAPER
+        if self.card["dataset"] in PAPER:
+            self.card["paper"] = dict(zip(("ssim", "psnr_vqvae", "psnr_mage"), PAPER[self.card["dataset"]][1:]))
         self.card["results"] = [row.as_dict() for row in rows]
         _write_card(self.path, self.card)
 
@@ -137,24 +140,49 @@ def names() -> list[str]:
     return sorted(path.stem for path in (data_folder() / "weights").glob("*.safetensors"))
 
 
-def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, half: bool = True) -> Trained:
+PRECISIONS = ("full", "half", "int8")
+
+
+def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: str = "half") -> Trained:
     """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
 
-    With `half` the weights are kept in fp16 but for the VQ-VAE's encoder, background and codebook, on which every token
-    hangs. The card holds `about`, both configurations and the file's SHA-256.
+    `precision` "half" keeps weights in fp16 but for the VQ-VAE's encoder, background and codebook, on which every token
+    hangs; "int8"
+    besides keeps MAGE's matrices as whole numbers of -127 to 127 with a scale for each row; "full" keeps them as they are.
+    The card holds `about`, both configurations and the file's SHA-256. ValueError for another precision.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
     path = Path(path)
     tensors = {}
     for stage, model in (("vqvae", vqvae), ("mage", mage)):
         for name, tensor in model.state_dict().items():
-            keep = not half or not tensor.is_floating_point() or name.startswith(("encoder.", "codebook", "background"))
-            tensors[f"{stage}.{name}"] = tensor.detach().cpu().contiguous().to(tensor.dtype if keep else torch.float16)
+            tensor, name = tensor.detach().cpu().contiguous(), f"{stage}.{name}"
+            exact = not tensor.is_floating_point() or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background"))
+            if precision == "int8" and stage == "mage" and tensor.ndim == 2 and tensor.numel() > 10_000:
+                tensors[name], tensors[name + ROW_SCALES] = _in_whole_numbers(tensor)
+            else:
+                tensors[name] = tensor if exact or precision == "full" else tensor.half()
     configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
     told = {"configs": configs, "dataset": about["dataset"], **{key: about[key] for key in DATASET if key in about}}
     # under one key, for safetensors writes several in any order: the same weights make the same file
     write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(told)}))
-    _write_card(path, {**about, "configs": configs, "sha256": sha256(path)})
+    _write_card(path, {**about, "configs": configs, "precision": precision, "sha256": sha256(path)})
     return load(path)
+
+
+ROW_SCALES = ".row_scales"
+
+
+def _in_whole_numbers(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (m n) as int8 (m n) and a scale for each row (m 1), fp32: their product is the matrix, but for rounding."""
+    scales = matrix.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return (matrix / scales).round().to(torch.int8), scales
+
+
+def _from_whole_numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() * tensors[name + ROW_SCALES] if name + ROW_SCALES in tensors else tensor
+            for name, tensor in tensors.items() if not name.endswith(ROW_SCALES)}
 
 
 def load(name: str | Path) -> Trained:
@@ -169,7 +197,7 @@ def load(name: str | Path) -> Trained:
         if not path.is_file():
             raise CheckpointError(f"no weights are named {str(name)!r}: there are {', '.join(names()) or 'none yet'}; "
                                   "or give the path of a .safetensors file")
-    tensors = read_tensors(path)
+    tensors = _from_whole_numbers(read_tensors(path))
     card = _read_card(path)
     if card.get("sha256", sha256(path)) != sha256(path):
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "

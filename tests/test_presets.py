@@ -47,10 +47,10 @@ def test_auto_follows_the_machine_where_the_environment_says_nothing(monkeypatch
 
 
 def test_unknown_presets_are_named_with_their_source_and_the_known_ones(monkeypatch):
-    with pytest.raises(ValueError, match="preset is 'large': choose one of smoke, quick, paper, or auto"):
+    with pytest.raises(ValueError, match="preset is 'large': choose one of smoke, quick, gpu, paper, or auto"):
         preset("large")
     monkeypatch.setenv("MAGE_PRESET", "large")
-    with pytest.raises(ValueError, match="MAGE_PRESET is 'large': choose one of smoke, quick, paper, or auto"):
+    with pytest.raises(ValueError, match="MAGE_PRESET is 'large': choose one of smoke, quick, gpu, paper, or auto"):
         preset()
 
 

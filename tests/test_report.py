@@ -18,17 +18,33 @@ def test_readme_holds_the_table_of_the_cards_that_ship():
 def test_table_takes_its_numbers_from_the_cards(tmp_path):
     def row(name, psnr):
         return {"name": name, "ssim": 0.912, "psnr_frames": psnr, "psnr_clips": psnr - 1, "motion_accuracy": 0.876,
-                "chance": 0.3, "n": 2000}
+                "motion_accuracy_interval": [0.861, 0.89], "chance": 0.3, "n": 2000}
     rows = [row("MAGE", 21.5), row("first frame repeated", 16.2), row("VQ-VAE reconstruction", 38.4),
             row("perfect predictor", 48.6)]
-    card = {"results": rows, "seconds": {"vqvae": 300, "mage": 900}, "preset": "quick", "machine": "two cores"}
+    card = {"results": rows, "seconds": {"vqvae": 300, "mage": 900}, "preset": "quick", "machine": "machine: two cores",
+            "commit": "0123abc"}
     (tmp_path / "single-mnist.json").write_text(json.dumps(card))
     table = report.results_table(tmp_path)
     single, double = (line for line in table.splitlines() if line.startswith(("| Single", "| Double")))
-    assert single.split(" | ")[1:] == ["0.97", "0.912", "43.12", "38.40", "33.89", "21.50 / 20.50", "16.20", "48.60",
+    assert single.split(" | ")[1:] == ["0.97", "0.912", "43.12", "38.40", "33.89", "21.50 / 20.50", "16.20",
+                                       "48.60 / 47.60",
                                        "0.876 |"]
     assert double.count("–") == 6
-    assert "20 minutes" in table and "2,000 test pairs" in table
+    note = next(line for line in table.splitlines() if line.startswith("- Single"))
+    assert "20 minutes of training on two cores" in note and "2,000 test pairs" in note and "commit 0123abc" in note
+    assert "0.861 to 0.890" in note and "samples/s" not in note
+    assert table.count("no weights yet") == 4 and len([line for line in table.splitlines() if line.startswith("| ")]) == 6
+
+
+def test_a_card_without_a_ceiling_or_motion_accuracy_and_from_a_gpu(tmp_path):
+    rows = [{"name": name, "ssim": 0.9, "psnr_frames": 30.0, "psnr_clips": 29.0, "n": 1500}
+            for name in ("MAGE", "first frame repeated", "VQ-VAE reconstruction")]
+    card = {"results": rows, "seconds": {"vqvae": 60, "mage": 60}, "preset": "gpu", "machine": "one GPU",
+            "speed": {"samples_per_second": 4012.3, "share": 0.251}}
+    (tmp_path / "cater-gen-v1.json").write_text(json.dumps(card))
+    line = next(line for line in report.results_table(tmp_path).splitlines() if line.startswith("| CATER-GEN-v1"))
+    assert line.endswith("| 35.03 | 30.00 / 29.00 | 30.00 | – | – |")
+    assert "4,012 samples/s, 25% of its bf16 rate" in report.results_table(tmp_path)
 
 
 def test_a_readme_without_marks_says_so():

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mage_core import training, weights
+from mage_core import batches, loop, training, weights
+from mage_core.batches import Clips, balanced, corrupted, guessed, training_batch
 from mage_core.clips import TokenClips, frame_indices, load_dataset, text_ids, token_clips
 from mage_core.files import write_whole
 from mage_core.mage import MAGE
 from mage_core.presets import PRESETS, mage_config, vqvae_config
-from mage_core.training import (FrameSource, Stage, TrainingStopped, balanced, corrupted, fingerprint, fit, guessed,
-                                optimisers, read_curve, schedule, token_stillness, train_mage, train_vqvae,
-                                training_batch, vqvae_quality)
+from mage_core.loop import Stage, TrainingStopped, fit, optimisers, read_curve, schedule
+from mage_core.training import FrameSource, fingerprint, token_stillness, train_mage, train_vqvae, vqvae_quality
 from mage_core.vqvae import VQVAE
 
 SMOKE = PRESETS["smoke"]
@@ -65,7 +65,7 @@ def kept(folder, stage):
     state = torch.load(folder / f"{stage}.pt", weights_only=True)
     curve = read_curve(folder / f"{stage}.jsonl")
     return {key: value for key, value in state.items() if key != "seconds"} | {
-        "curve": [{key: value for key, value in line.items() if key != "seconds"} for line in curve]}
+        "curve": [{key: value for key, value in line.items() if key not in ("seconds", "rate")} for line in curve]}
 
 
 def assert_equal(one, other, where="checkpoint"):
@@ -133,7 +133,7 @@ def test_killed_again_and_again_it_ends_in_the_same_weights_state_and_curve(sing
     monkeypatch.setattr(training, "fit", saving_every_step())
     steps = [0]
     for moment in itertools.cycle([0, 5, 2, 1, 8, 3]):   # even: the curve's file, odd: the checkpoint's
-        monkeypatch.setattr(training, "write_whole", dying(moment, how))
+        monkeypatch.setattr(loop, "write_whole", dying(moment, how))
         torch.manual_seed(moment)   # what another process would begin with
         try:
             _, done = train()
@@ -172,7 +172,7 @@ def test_out_of_time_at_any_step_it_ends_in_the_same_weights_state_and_curve(sin
     folder.mkdir()
     train, steps, done = trainer(stage, preset, single, folder, whole.vqvae), [], False
     for until in itertools.chain([-1, 2, 5], itertools.repeat(4)):
-        monkeypatch.setattr(training, "time", Clock())
+        monkeypatch.setattr(loop, "time", Clock())
         _, done = train(until=until)
         steps.append(kept(folder, stage)["step"])
         if done:
@@ -375,7 +375,7 @@ def test_the_curve_has_a_line_for_each_look_and_what_was_shown(tmp_path):
 
 
 def test_a_curve_that_a_kill_left_ahead_of_its_checkpoint_is_cut_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "time", Clock())
+    monkeypatch.setattr(loop, "time", Clock())
     assert not fit(line_stage(), tmp_path, until=6, progress=False)
     step = torch.load(tmp_path / "line.pt", weights_only=True)["step"]
     log = tmp_path / "line.jsonl"
@@ -565,7 +565,11 @@ def numbered():
     tokens = 100 * np.arange(10)[:, None] + np.minimum(np.arange(20), lengths[:, None] - 1)
     tokens = np.broadcast_to(tokens[..., None, None], (10, 20, 4, 4)).astype(np.uint16)
     text = text_ids([f"the digit {digit} is moving up then down ." for digit in range(10)], "single-mnist")
-    return TokenClips(tokens, lengths, text, (1.0, 2.0), 10)
+    return Clips(TokenClips(tokens, lengths, text, (1.0, 2.0), 10))
+
+
+def dice(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def recipe(**changes):
@@ -608,7 +612,7 @@ def test_every_pair_comes_once_an_epoch_in_a_new_order_and_at_a_new_speed(number
     speeds, text = (torch.cat([batch[name] for batch in batches]) for name in ("speed", "text_ids"))
     assert len(speeds.unique()) == 30 and 0 < speeds.min() < 0.2 and 0.8 < speeds.max() < 1
     for clip, sample, speed, words in zip(clips, samples, speeds.tolist(), text):
-        frames = frame_indices(numbered.lengths[sample], speed, numbered.interval)
+        frames = frame_indices(numbered.source.lengths[sample], speed, numbered.source.interval)
         assert (clip[:, 0, 0] - 100 * sample).tolist() == frames.tolist()
         assert torch.equal(words, numbered.text_ids[sample])
     for batch in batches:
@@ -632,7 +636,7 @@ def test_later_frames_are_drawn_anew_and_the_first_is_always_there(numbered, lat
 def test_corrupted_clips_keep_the_first_frame_and_hide_the_rest_whole_or_in_part(seed, hide_all, hide_some):
     hide_some *= 1 - hide_all
     ids = torch.arange(6 * 10 * 16).view(6, 10, 4, 4)
-    given = corrupted(ids, pretend, recipe(hide_all=hide_all, hide_some=hide_some), np.random.default_rng(seed))
+    given = corrupted(ids, pretend, recipe(hide_all=hide_all, hide_some=hide_some), dice(seed))
     assert torch.equal(ids, torch.arange(6 * 10 * 16).view(6, 10, 4, 4)) and given.data_ptr() != ids.data_ptr()
     assert torch.equal(given[:, 0], ids[:, 0])
     assert ((given == ids) | (given == HIDDEN)).all()
@@ -644,7 +648,7 @@ def test_corrupted_clips_keep_the_first_frame_and_hide_the_rest_whole_or_in_part
     ({"hide_all": 1.0}, 1, 0), ({"hide_some": 1.0}, 0, 1), ({"hide_all": 0.3, "hide_some": 0.5}, 0.3, 0.5), ({}, 0, 0)])
 def test_the_shares_of_clips_that_are_hidden_are_the_recipes(fields, whole_share, part_share):
     ids = torch.ones(1000, 10, 4, 4, dtype=torch.long)
-    hidden = corrupted(ids, pretend, recipe(**fields), np.random.default_rng(0))[:, 1:].flatten(1) == HIDDEN
+    hidden = corrupted(ids, pretend, recipe(**fields), dice(0))[:, 1:].flatten(1) == HIDDEN
     entirely, untouched = hidden.all(1), ~hidden.any(1)
     assert abs(entirely.float().mean() - whole_share) < 0.05
     assert abs((~entirely & ~untouched).float().mean() - part_share) < 0.05
@@ -660,7 +664,7 @@ def test_balanced_targets_are_all_that_changed_and_as_many_of_the_others(seed, s
     ids = torch.zeros(4, 10, 16, 16, dtype=torch.long)
     ids[:, 1:] = torch.from_numpy(draw.random((4, 9, 16, 16)) < share).long()
     frames = torch.tensor([0, 2, 7]) if some else None
-    predict = balanced(ids, frames, draw)
+    predict = balanced(ids, frames, dice(seed))
     targets = ids[:, 1:] if frames is None else ids[:, frames + 1]
     assert predict.shape == targets.shape and predict.dtype == torch.bool
     changed = targets != 0
@@ -671,9 +675,9 @@ def test_balanced_targets_are_all_that_changed_and_as_many_of_the_others(seed, s
 
 def test_balanced_targets_where_nothing_or_everything_changed():
     still = torch.ones(2, 10, 4, 4, dtype=torch.long)
-    assert balanced(still, None, np.random.default_rng(0)).all(), "a loss over nothing would not be a number"
+    assert balanced(still, None, dice(0)).all(), "a loss over nothing would not be a number"
     still[:, 1:] = 2
-    assert balanced(still, torch.tensor([0, 3]), np.random.default_rng(0)).all()
+    assert balanced(still, torch.tensor([0, 3]), dice(0)).all()
 
 
 # ---------------------------------------------------------------- the model's own guesses
@@ -681,13 +685,13 @@ def test_balanced_targets_where_nothing_or_everything_changed():
 @pytest.fixture(scope="module")
 def clips(single, whole):
     tokens = token_clips(single, whole.vqvae, "train", 12, vqvae_key="of the tests", progress=False)
-    return tokens, tokens.batch([0, 1, 2], [0.2, 0.5, 0.8])
+    return Clips(tokens), tokens.batch([0, 1, 2], [0.2, 0.5, 0.8])
 
 
 @pytest.fixture
 def fp32(monkeypatch):
     """Without bf16: guesses are compared with a pass of another shape."""
-    monkeypatch.setattr(training, "autocast", lambda device: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(batches, "autocast", lambda device: torch.autocast("cpu", enabled=False))
 
 
 def test_guesses_are_the_arg_max_of_a_direct_pass_from_the_first_frame(fp32, clips, whole):
@@ -704,7 +708,7 @@ def test_guesses_are_the_arg_max_of_a_direct_pass_from_the_first_frame(fp32, cli
 @pytest.mark.parametrize("frames", [[0, 1], [0, 4], [0, 1, 2, 5], [0, 3, 8], [0]])
 def test_guesses_hide_the_frames_that_were_not_asked_for(fp32, clips, whole, frames):
     (ids, text, speed), mage = clips[1], whole.mage.eval()
-    given = guessed(ids, text, speed, mage, torch.tensor(frames))
+    given = guessed(ids, text, speed, mage, np.array(frames))
     others = [frame for frame in range(1, 10) if frame not in frames]
     assert torch.equal(given[:, 0], ids[:, 0]) and (given[:, others] == mage.config.hidden_id).all()
     if frames == [0]:

@@ -49,10 +49,10 @@ def through_half(tensor):
     return tensor.half().float() if tensor.is_floating_point() else tensor
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_models_come_back_as_they_were_saved(models, tmp_path, half):
+@pytest.mark.parametrize("precision", ["full", "half"])
+def test_models_come_back_as_they_were_saved(models, tmp_path, precision):
     path = tmp_path / "folder" / "some.safetensors"
-    trained = weights.save(path, *models, ABOUT, half=half)
+    trained = weights.save(path, *models, ABOUT, precision=precision)
     again = weights.load(path)
     for found in (trained, again):
         for ours, theirs in zip(models, (found.vqvae, found.mage)):
@@ -60,7 +60,7 @@ def test_models_come_back_as_they_were_saved(models, tmp_path, half):
             assert theirs.state_dict().keys() == ours.state_dict().keys()
             for name, tensor in ours.state_dict().items():
                 stored = theirs.state_dict()[name]
-                whole = not half or (theirs is found.vqvae and name.startswith(("encoder.", "codebook")))
+                whole = precision == "full" or (theirs is found.vqvae and name.startswith(("encoder.", "codebook")))
                 assert stored.dtype == tensor.dtype
                 assert torch.equal(stored, (as_given if whole else through_half)(tensor)), name
         assert found.card.items() >= ABOUT.items() and found.path == path
@@ -70,10 +70,30 @@ def test_models_come_back_as_they_were_saved(models, tmp_path, half):
 
 def test_half_the_size_keeps_every_token(models, images, tmp_path):
     trained = weights.save(tmp_path / "half.safetensors", *models, ABOUT)
-    weights.save(tmp_path / "whole.safetensors", *models, ABOUT, half=False)
+    weights.save(tmp_path / "whole.safetensors", *models, ABOUT, precision="full")
     assert torch.equal(trained.vqvae.encode(images), models[0].encode(images))
     half, whole = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole"))
     assert half < 0.8 * whole
+
+
+def test_in_8_bits_mages_matrices_are_within_half_a_step_of_their_row_and_all_else_is_as_in_half(models, images, tmp_path):
+    trained = weights.save(tmp_path / "int8.safetensors", *models, ABOUT, precision="int8")
+    half = weights.save(tmp_path / "half.safetensors", *models, ABOUT)
+    assert torch.equal(trained.vqvae.encode(images), models[0].encode(images))
+    whole_numbers = 0
+    for name, tensor in models[1].state_dict().items():
+        stored = trained.mage.state_dict()[name]
+        if tensor.ndim == 2 and tensor.numel() > 10_000:
+            step = tensor.abs().amax(1, keepdim=True) / 127
+            assert ((stored - tensor).abs() <= 0.5001 * step).all() and not torch.equal(stored, tensor), name
+            whole_numbers += tensor.numel()
+        else:
+            assert torch.equal(stored, half.mage.state_dict()[name]), name
+    sizes = {name: (tmp_path / f"{name}.safetensors").stat().st_size for name in ("int8", "half")}
+    assert whole_numbers > 0 and sizes["half"] - sizes["int8"] == pytest.approx(whole_numbers, rel=0.2)
+    assert trained.card["precision"] == "int8"
+    with pytest.raises(ValueError, match="precision is 'int4'.*half"):
+        weights.save(tmp_path / "int4.safetensors", *models, ABOUT, precision="int4")
 
 
 def test_the_card_holds_what_was_told_the_configurations_and_the_checksum(models, tmp_path):

@@ -1,0 +1,198 @@
+"""The queue: goes on where it stopped, here or on another machine; one at a time; nothing better is ever replaced."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mage_core import queue, weights
+from mage_core import training as queue_training
+from mage_core.presets import PRESETS, changed
+
+NAMES = ("single-mnist", "double-mnist")
+CHANGES = ("pairs=6", "test_clips=3", "watch_clips=1", "vqvae.images=32", "mage.samples=8", "mage.own_frames=0.0",
+           "vqvae.codebook_size=16")
+OPTIONS = {"names": NAMES, "changes": CHANGES, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A queue that was worked through in one go."""
+    folder = tmp_path_factory.mktemp("queue")
+    assert queue.work(folder, "smoke", minutes=60, **OPTIONS) == (list(NAMES), [])
+    return folder
+
+
+@pytest.fixture
+def in_a_hurry(monkeypatch):
+    """Even an entry that has no time left is begun."""
+    monkeypatch.setattr(queue, "LEAST_SECONDS", -1e9)
+
+
+def tensors(folder, name):
+    trained = weights.load(folder / name / "weights.safetensors")
+    return {**trained.vqvae.state_dict(), **{f"mage.{key}": value for key, value in trained.mage.state_dict().items()}}
+
+
+def test_every_entry_ends_with_weights_curves_a_card_and_the_papers_figures(finished):
+    for name in NAMES:
+        entry = finished / name
+        assert queue.progress_of(entry).state == "finished"
+        card = weights.load(entry / "weights.safetensors").card
+        assert card["dataset"] == name and card["preset"] == "smoke" and card["processes"] == 1
+        assert set(card["paper"]) == {"ssim", "psnr_vqvae", "psnr_mage"} and card["precision"] == "half"
+        assert [row["name"] for row in card["results"]][0] == "MAGE" and card["results"][0]["n"] == 3
+        assert card["commit"] is None or set(card["commit"]) <= set("0123456789abcdef+")
+        assert card["recipe"] == json.loads(json.dumps(dataclasses.asdict(changed(PRESETS["smoke"], CHANGES))))
+        assert queue.read_curve(entry / "mage.jsonl") and not (entry / "error.txt").exists()
+        visit, = queue.read_curve(entry / "visits.jsonl")
+        assert visit["state"] == "finished" and visit["seconds"] > 0
+    listing = queue.listing(finished, NAMES)
+    assert listing.count("finished") == 2
+    assert queue.work(finished, "smoke", minutes=60, **OPTIONS) == ([], []), "there is nothing left to do"
+
+
+def test_stopped_and_carried_to_other_machines_it_ends_in_the_same_weights(finished, tmp_path, in_a_hurry, monkeypatch):
+    here, one = tmp_path / "here", {**OPTIONS, "names": NAMES[:1]}
+    states = []
+
+    def carried_on(number):
+        there = tmp_path / str(number)
+        files = queue.export(here if number == 0 else tmp_path / str(number - 1), tmp_path / f"export {number}", NAMES)
+        assert all(path.stat().st_size < 16 * 2 ** 20 for path in files)
+        assert queue.take_up(there, tmp_path / f"export {number}") == ["single-mnist"]
+        assert queue.take_up(there, tmp_path / f"export {number}") == [], "it is no further than what is there"
+        return there
+
+    queue.work(here, "smoke", minutes=-1, **one)
+    states.append(queue.progress_of(here / "single-mnist").state)
+    there = carried_on(0)
+    real = queue.train
+    with monkeypatch.context() as patch:   # the first stage to its end, none of the second
+        patch.setattr(queue, "train", lambda *args, **options: (
+            queue_training.train_vqvae(args[1], args[0], options["folder"], progress=False),
+            real(*args, **{**options, "minutes": -1}))[1])
+        queue.work(there, "smoke", minutes=60, **one)
+    states.append(queue.progress_of(there / "single-mnist").state)
+    there = carried_on(1)
+    assert torch.load(there / "single-mnist" / "vqvae.pt", weights_only=True)["optimisers"] == []
+    with monkeypatch.context() as patch:   # trained, and no time left to judge
+        patch.setattr(queue, "results", lambda *args, **options: None)
+        queue.work(there, "smoke", minutes=60, **one)
+    states.append(queue.progress_of(there / "single-mnist").state)
+    there = carried_on(2)
+    assert queue.work(there, "smoke", minutes=60, **one) == (["single-mnist"], [])
+    assert states == ["vqvae", "mage", "evaluation"]
+    assert len(queue.read_curve(there / "single-mnist" / "visits.jsonl")) == 4
+    found, expected = tensors(there, "single-mnist"), tensors(finished, "single-mnist")
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    cards = [weights.load(folder / "single-mnist" / "weights.safetensors").card for folder in (there, finished)]
+    assert [[row["psnr_frames"] for row in card["results"]] for card in cards][0] == [
+        row["psnr_frames"] for row in cards[1]["results"]]
+
+
+def test_an_export_with_a_damaged_or_missing_part_is_refused(finished, tmp_path):
+    queue.export(finished, tmp_path / "export")
+    part = tmp_path / "export" / "queue.00"
+    content = bytearray(part.read_bytes())
+    content[1000] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(queue.QueueError, match="checksum of queue.00"):
+        queue.take_up(tmp_path / "there", tmp_path / "export")
+    part.unlink()
+    with pytest.raises(queue.QueueError, match="every part"):
+        queue.take_up(tmp_path / "there", tmp_path / "export")
+    assert not (tmp_path / "there").exists()
+
+
+def test_parts_are_small_and_together_the_whole(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "PART_BYTES", 50_000)
+    files = queue.export(finished, tmp_path / "export")
+    assert len(files) > 3 and all(path.stat().st_size <= 50_000 for path in files[1:])
+    assert queue.take_up(tmp_path / "there", tmp_path / "export") == list(NAMES)
+    assert tensors(tmp_path / "there", NAMES[1]).keys() == tensors(finished, NAMES[1]).keys()
+
+
+def test_an_entry_that_fails_leaves_its_error_and_the_next_gets_its_turn(tmp_path, monkeypatch, capsys):
+    def visit(entry, name, *args, **options):
+        if name == "single-mnist":
+            raise MemoryError("no room left")
+        entry.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(queue, "visit", visit)
+    assert queue.work(tmp_path, "smoke", minutes=1, **OPTIONS) == (list(NAMES), ["single-mnist"])
+    assert "no room left" in (tmp_path / "single-mnist" / "error.txt").read_text()
+    assert "single-mnist failed" in capsys.readouterr().err and "no room left" in queue.listing(tmp_path, NAMES)
+    with pytest.raises(ValueError, match="changes nothing"):
+        queue.work(tmp_path, "smoke", names=NAMES, changes=["mage.nothing=1"])
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mage_core.queue import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on this system")
+def test_a_second_command_is_refused_until_the_first_ends_even_by_a_kill(repository, tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=repository, stdout=subprocess.PIPE,
+                              text=True, env={**os.environ, "PYTHONPATH": str(repository)})
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(queue.QueueError, match=f"in use by process {holder.pid}"):
+            queue.work(tmp_path, "smoke", **OPTIONS)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with queue.locked(tmp_path):
+        pass
+
+
+def test_published_weights_never_replace_better_ones_silently(finished, tmp_path):
+    told = queue.publish(finished, tmp_path, [*NAMES, "cater-gen-v1"])
+    assert told["cater-gen-v1"] == "not finished" and told["single-mnist"].startswith("published")
+    assert weights.load(tmp_path / "single-mnist.safetensors").card["results"]
+    card = json.loads((tmp_path / "single-mnist.json").read_text())
+    card["results"][0]["psnr_frames"] += 0.01
+    (tmp_path / "single-mnist.json").write_text(json.dumps(card))
+    (tmp_path / "single-mnist.safetensors").write_bytes(b"better")
+    assert queue.publish(finished, tmp_path, NAMES[:1])["single-mnist"].startswith("left alone")
+    assert (tmp_path / "single-mnist.safetensors").read_bytes() == b"better"
+    card["results"][0]["psnr_frames"] -= 0.02
+    (tmp_path / "single-mnist.json").write_text(json.dumps(card))
+    assert "in place of" in queue.publish(finished, tmp_path, NAMES[:1])["single-mnist"]
+    assert weights.load(tmp_path / "single-mnist.safetensors").card["results"]
+
+
+def test_the_command_line_lists_exports_takes_up_and_refuses(finished, tmp_path, capsys):
+    assert queue.main(["--folder", str(finished), "--list"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("finished") == 2 and out.count("waiting") == 3
+    assert queue.main(["--folder", str(finished), "--minutes", "0", "--export", str(tmp_path / "out")]) == 0
+    assert "exported queue.json" in capsys.readouterr().out
+    assert queue.main(["--folder", str(tmp_path / "new"), "--list", "--import", str(tmp_path / "out")]) == 0
+    assert "taken up: single-mnist, double-mnist" in capsys.readouterr().out
+    (tmp_path / "out" / "queue.json").write_text("{}")
+    assert queue.main(["--folder", str(tmp_path / "new"), "--import", str(tmp_path / "out")]) == 2
+    assert "not a whole export" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        queue.main(["--datasets", "no-such-dataset"])
+
+
+def test_weights_of_another_recipe_are_not_taken_for_this_one(finished, tmp_path):
+    chosen = changed(PRESETS["smoke"], [*CHANGES, "mage.samples=12"])
+    with pytest.raises(ValueError, match="another recipe"):
+        queue.visit(finished / "single-mnist", "single-mnist", chosen, until=0.0)
+
+
+
