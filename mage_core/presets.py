@@ -217,5 +217,6 @@ def describe(chosen: Preset) -> str:
         fields = dataclasses.asdict(getattr(chosen, stage)).items()
         lines.append(f"  {stage}: " + ", ".join(f"{key} {value}" for key, value in fields))
     lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}, "
-                 f"clips watched in training {chosen.watch_clips}, compile {chosen.compile}")
+                 f"clips watched in training {chosen.watch_clips}, compile {chosen.compile}, "
+                 f"weights kept in {chosen.precision}")
     return "\n".join(lines)

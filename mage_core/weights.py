@@ -159,7 +159,7 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
         for name, tensor in model.state_dict().items():
             tensor, name = tensor.detach().cpu().contiguous(), f"{stage}.{name}"
             exact = not tensor.is_floating_point() or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background"))
-            if precision == "int8" and stage == "mage" and tensor.ndim == 2 and tensor.numel() > 10_000:
+            if precision == "int8" and stage == "mage" and tensor.ndim == 2 and tensor.numel() > 1_000:
                 tensors[name], tensors[name + ROW_SCALES] = _in_whole_numbers(tensor)
             else:
                 tensors[name] = tensor if exact or precision == "full" else tensor.half()
