@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from mage_core.cater import scene
 from mage_core.cater.scene import CaterGen
 from mage_core.clips import Dataset, frame_indices
+from mage_core.draws import Draws
 from mage_core.moving_mnist import FREE_RANGE, MovingMNIST, Spec, _recipe, track
 from mage_core.semantics import MotionAccuracy, judged, motion_accuracy
 
@@ -207,7 +208,7 @@ def mean_of_futures(n: int = 32) -> FromBatch:
     Where in its cell an action ends, and when, is drawn as for a new sample.
     """
     def mean(dataset: CaterGen, spec: scene.Spec, speed: float, clip_length: int) -> np.ndarray:
-        draws = scene.Draws("futures", spec.dataset, spec.split, spec.index, spec.seed)
+        draws = Draws("futures", spec.dataset, spec.split, spec.index, spec.seed)
         first, last = scene.ENDS
         futures = [dataset.with_caption(spec, scene.caption(spec), seed=1 + k, tries=10_000,
                                         ends=[first + draws.below(last - first + 1) for _ in spec.moves])

@@ -26,7 +26,8 @@ from mage_core.captions import CELLS, Action
 from mage_core.cater import scene
 from mage_core.cater.scene import CaterGen
 from mage_core.clips import frame_indices
-from mage_core.moving_mnist import MovingMNIST, Spec, Draws
+from mage_core.draws import Draws
+from mage_core.moving_mnist import MovingMNIST, Spec
 
 # Distances closer than this are the same: a clip that is as far from its own candidate as from another one
 # (all black, or the first frame for ever) must not be right or wrong by the rounding of a sum.

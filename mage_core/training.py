@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mage_core import metrics, weights
+from mage_core.cater import CaterGen
 from mage_core.clips import TokenClips, available, encode_frames, frame_pool, load_dataset, token_clips, watched
 from mage_core.generate import generate_videos
 from mage_core.files import cache_folder, write_whole
@@ -520,13 +521,13 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
 def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", progress: bool = True) -> list[metrics.Row]:
     """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling.
 
-    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for Moving
-    MNIST alone.
+    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for what
+    the simulators draw.
     """
     dataset = trained.dataset
     rows = {"MAGE": generator(trained.vqvae, trained.mage), "first frame repeated": metrics.first_frame_repeated(),
             "VQ-VAE reconstruction": metrics.reconstruction(trained.vqvae)}
-    if isinstance(dataset, MovingMNIST):
+    if isinstance(dataset, (MovingMNIST, CaterGen)):
         rows["perfect predictor"] = metrics.perfect_predictor()
     n = available(dataset, split, n)
     return [metrics.evaluate(made, dataset, split, n, name=name, progress=progress) for name, made in rows.items()]
