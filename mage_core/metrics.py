@@ -18,10 +18,13 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm.auto import tqdm
 
+from mage_core.cater import scene
+from mage_core.cater.scene import CaterGen
 from mage_core.clips import Dataset, frame_indices
+from mage_core.draws import Draws
 from mage_core.machine import tf32
 from mage_core.moving_mnist import FREE_RANGE, MovingMNIST, Spec, _recipe, track
-from mage_core.semantics import MotionAccuracy, motion_accuracy
+from mage_core.semantics import MotionAccuracy, judged, motion_accuracy
 
 PSNR_CAP = 50.0  # dB; a frame that is exactly right would count as infinitely many
 
@@ -184,21 +187,47 @@ def reconstruction(vqvae: torch.nn.Module) -> FromBatch:
 
 
 def perfect_predictor() -> FromBatch:
-    """The ceiling that the first image sets: it knows the recipe and reads the image without fault, no more.
+    """The ceiling that image and sentence set: it knows the recipe, reads both without fault, and no more.
 
-    A digit's position shows only as floor(36 p). Of the starts that the recipe can draw and that lead to the
-    digit's corner in the first image it takes the median: the middle of the pixel for Single, the middle one
-    of the two or three hundredths for Double and Modified; at a border, nearly always the border itself.
-    Digit images, corners and order of overlapping digits count as known. A later corner has two possible
+    Moving MNIST: a digit's position shows only as floor(36 p). Of the starts that the recipe can draw and that
+    lead to the digit's corner in the first image it takes the median: the middle of the pixel for Single, the
+    middle one of the two or three hundredths for Double and Modified; at a border, nearly always the border
+    itself. Digit images, corners and order of overlapping digits count as known. A later corner has two possible
     values, a pixel apart, and the median start leads to the likelier one.
+
+    CATER-GEN: the scene, its objects and the camera count as known. The caption leaves open where in its cell an
+    action ends, and when; it takes the middle of the places that are free, and frame 25, the mean. A blurred mean
+    of all that could happen would have a higher PSNR (`mean_of_futures`), but be no video.
     """
     return FromBatch(lambda batch: to_video(np.stack(
         [predicted_clip(batch.dataset, spec, speed, batch.truth.shape[1])
          for spec, speed in zip(batch.specs, batch.speeds)])))
 
 
-def predicted_clip(dataset: MovingMNIST, spec: Spec, speed: float, clip_length: int) -> np.ndarray:
-    """The answer of `perfect_predictor` to a sample's first frame and motions: uint8 (clip_length, H, W)."""
+def mean_of_futures(n: int = 32) -> FromBatch:
+    """The mean of `n` CATER-GEN videos that fit image and sentence: nothing has less squared error on average.
+
+    Where in its cell an action ends, and when, is drawn as for a new sample.
+    """
+    def mean(dataset: CaterGen, spec: scene.Spec, speed: float, clip_length: int) -> np.ndarray:
+        draws = Draws("futures", spec.dataset, spec.split, spec.index, spec.seed)
+        first, last = scene.ENDS
+        futures = [dataset.with_caption(spec, scene.caption(spec), seed=1 + k, tries=10_000,
+                                        ends=[first + draws.below(last - first + 1) for _ in spec.moves])
+                   for k in range(n)]
+        indices = frame_indices(scene.FRAMES, speed, dataset.interval, clip_length)
+        return dataset.clips(futures, np.tile(indices, (n, 1))).mean(axis=0, dtype=np.float32)
+
+    return FromBatch(lambda batch: to_video(np.stack(
+        [mean(batch.dataset, spec, speed, batch.truth.shape[1]) for spec, speed in zip(batch.specs, batch.speeds)])))
+
+
+def predicted_clip(dataset: MovingMNIST | CaterGen, spec: Spec | scene.Spec, speed: float,
+                   clip_length: int) -> np.ndarray:
+    """The answer of `perfect_predictor` to a sample: uint8 (clip_length, H, W), of CATER-GEN (clip_length, H, W, c)."""
+    if isinstance(dataset, CaterGen):
+        indices = frame_indices(scene.FRAMES, speed, dataset.interval, clip_length)
+        return dataset.clips([middle_of_what_is_said(spec)], indices[None])[0]
     paths = []
     for mover, corners in zip(spec.movers, dataset.corners(spec)):
         coordinate, starts = _median_starts(dataset.name, mover.motion)
@@ -207,6 +236,25 @@ def predicted_clip(dataset: MovingMNIST, spec: Spec, speed: float, clip_length: 
         paths.append(track(dataset.name, *position, mover.motion))
     length = max(map(len, paths))
     return dataset.draw(spec, paths, frame_indices(length, speed, dataset.interval, clip_length))
+
+
+def middle_of_what_is_said(spec: scene.Spec) -> scene.Spec:
+    """A CATER-GEN sample with all that its explicit caption leaves open at its middle, whatever the sample's own.
+
+    Every action ends at frame 25. A place is the one nearest to the mean of those in its cell that are free, of a
+    grid of 8 x 8: free beside all objects, and the actions before it in the caption.
+    """
+    moves: tuple[scene.Move, ...] = ()
+    for move in spec.moves:
+        move = replace(move, end=sum(scene.ENDS) // 2)
+        if move.x is not None:
+            x, y = (np.ceil(scene.cell(value) - (value > 0)) + (np.arange(8) + 0.5) / 8 for value in (move.x, move.y))
+            places = [replace(move, x=float(a), y=float(b)) for a in x for b in y]
+            free = [place for place in places if not scene.collide(spec.objects, (*moves, place))] or places
+            at = np.array([(place.x, place.y) for place in free])
+            move = free[int(((at - at.mean(0)) ** 2).sum(1).argmin())]
+        moves += (move,)
+    return replace(spec, moves=moves)
 
 
 @cache
@@ -229,7 +277,10 @@ def _median_starts(dataset: str, motion: str) -> tuple[int, dict[int, float]]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: who, on what, how well. `motion` is None where a dataset has no candidates."""
+    """One line of the results: who, on what, how well.
+
+    `motion` is of the samples for which it is defined (`semantics.judged`), None where there are none.
+    """
 
     name: str
     dataset: str
@@ -244,7 +295,7 @@ class Row:
         return self.scores.n
 
     def __add__(self, other: Row) -> Row:
-        motion = None if self.motion is None or other.motion is None else self.motion + other.motion
+        motion = self.motion + other.motion if self.motion and other.motion else self.motion or other.motion
         return replace(self, scores=self.scores + other.scores, motion=motion,
                        seconds=self.seconds + other.seconds)
 
@@ -255,7 +306,8 @@ class Row:
                "ssim": self.scores.ssim, "seconds": self.seconds}
         if self.motion is not None:
             row |= {"motion_accuracy": self.motion.accuracy, "chance": self.motion.chance,
-                    "motion_accuracy_interval": list(self.motion.interval), "tied": self.motion.tied}
+                    "motion_accuracy_interval": list(self.motion.interval), "tied": self.motion.tied,
+                    "judged": self.motion.n}
         return row
 
 
@@ -300,9 +352,10 @@ def evaluate_batch(generator: Generator | FromBatch, batch: EvaluationBatch, nam
         videos = _generated(generator, batch).float().cpu()
     seconds = time.perf_counter() - start
     scored = videos.cuda() if torch.cuda.is_available() else videos   # SSIM of a whole split takes minutes on a CPU
-    return Row(name, batch.dataset.name, batch.specs[0].split, evaluate_videos(scored, batch.truth),
-               motion_accuracy(videos, batch.dataset, batch.specs, batch.speeds)
-               if isinstance(batch.dataset, MovingMNIST) else None, seconds)
+    asked = [k for k, spec in enumerate(batch.specs) if judged(batch.dataset, spec)]
+    motion = motion_accuracy(videos[asked], batch.dataset, [batch.specs[k] for k in asked],
+                             [batch.speeds[k] for k in asked]) if asked else None
+    return Row(name, batch.dataset.name, batch.specs[0].split, evaluate_videos(scored, batch.truth), motion, seconds)
 
 
 def _generated(generator: Generator | FromBatch, batch: EvaluationBatch) -> Tensor:
@@ -322,7 +375,8 @@ def table(rows: Sequence[Row]) -> str:
         if row.motion is not None:
             low, high = row.motion.interval
             judged = f"{row.motion.accuracy:.3f} | {low:.3f} to {high:.3f}"
-            note = (f"{row.dataset}, {row.split}: chance level of motion accuracy {row.motion.chance:.3f}; "
+            some = f" of the first {row.motion.n:,} samples" if row.motion.n < row.n else ""
+            note = (f"{row.dataset}, {row.split}: chance level of motion accuracy{some} {row.motion.chance:.3f}; "
                     f"{row.motion.tied:.1%} of the samples have a second candidate equal to their own.")
             notes += [note] if note not in notes else []
         lines.append(f"| {row.name} | {row.scores.psnr_frames:.2f} | {row.scores.psnr_clips:.2f} | "

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mage_core import machine, metrics, weights
 from mage_core.axial import KERNELS, attention_kernel
 from mage_core.batches import Clips, DeviceFrames, training_batch
+from mage_core.cater import CaterGen
 from mage_core.clips import available, encode_frames, frame_pool, load_dataset, token_clips, watched
 from mage_core.evaluation import evaluate_all
 from mage_core.files import cache_folder, data_folder
@@ -422,14 +423,14 @@ def results(trained: weights.Trained, n: int | None = None, *, split: str = "tes
             device: torch.device | str | None = None) -> list[metrics.Row] | None:
     """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling.
 
-    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for Moving MNIST
-    alone. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a GPU where there is one.
+    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for what
+    the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a GPU where there is one.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset, vqvae, mage = trained.dataset, trained.vqvae.to(device), trained.mage.to(device)
     rows = {"MAGE": generator(vqvae, mage), "first frame repeated": metrics.first_frame_repeated(),
             "VQ-VAE reconstruction": metrics.reconstruction(vqvae)}
-    if isinstance(dataset, MovingMNIST):
+    if isinstance(dataset, (MovingMNIST, CaterGen)):
         rows["perfect predictor"] = metrics.perfect_predictor()
     with tf32(False):
         return evaluate_all(rows, dataset, split, available(dataset, split, n),

@@ -90,17 +90,17 @@ def test_the_smoke_preset_is_that_of_the_dataset():
         assert config.down == 8 and config.channels == 3 and config.background in (0, 128)
 
 
-def test_a_run_ends_in_weights_a_card_and_a_table_of_three_rows(trained, v1):
+def test_a_run_ends_in_weights_a_card_and_a_table_of_four_rows(trained, v1):
     assert trained.card["dataset"] == "cater-gen-v1" and trained.card["mode"] == "explicit"
     assert "digit_set" not in trained.card and trained.dataset == v1
     again = weights.load(trained.path)
     assert again.dataset == v1 and torch.equal(again.vqvae.background, trained.vqvae.background)
     rows = training.results(again, 2, progress=False)
-    assert [row.name for row in rows] == ["MAGE", "first frame repeated", "VQ-VAE reconstruction"]
+    assert [row.name for row in rows] == ["MAGE", "first frame repeated", "VQ-VAE reconstruction", "perfect predictor"]
     assert all(row.n == 2 and np.isfinite(row.scores.psnr_frames) for row in rows)
     assert "MAGE" in metrics.table(rows)
     again.add_results(rows)
-    assert len(json.loads(again.path.with_suffix(".json").read_text())["results"]) == 3
+    assert len(json.loads(again.path.with_suffix(".json").read_text())["results"]) == 4
 
 
 def test_tokens_are_sixteen_by_sixteen_and_still_where_nothing_moves(trained, v1):

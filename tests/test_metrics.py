@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mage_core import captions, metrics
+from mage_core import captions, metrics, semantics
+from mage_core.cater import scene
+from mage_core.cater.scene import CaterGen
 from mage_core.moving_mnist import DATASETS, MovingMNIST, track
 
 SINGLE = MovingMNIST("single-mnist")
@@ -251,3 +253,68 @@ def test_the_ceiling_of_single_is_where_it_was_measured():
     assert (row.scores.frame_psnr >= 50).mean() == pytest.approx(0.94, abs=0.05)
     assert row.scores.psnr_frames == pytest.approx(48.1, abs=1.5)
     assert row.motion.accuracy > 0.93
+
+
+# ------------------------------------------------------------------------------------------------- CATER-GEN
+
+CATER = {name: CaterGen(name, image_size=32) for name in scene.DATASETS}
+
+
+@pytest.mark.parametrize("name", scene.DATASETS)
+def test_cater_gets_the_same_row(name, monkeypatch):
+    monkeypatch.setitem(semantics.JUDGED, "cater-gen-v2", 2)
+    row = metrics.evaluate(metrics.FromBatch(truth_of), CATER[name], n=3, batch_size=2, progress=False)
+    assert (row.n, row.scores.psnr_frames, row.scores.psnr_clips, row.motion.accuracy) == (3, 50.0, 50.0, 1.0)
+    assert row.motion.n == row.as_dict()["judged"] == (2 if name == "cater-gen-v2" else 3)
+    assert row.motion.chance == 1 / 32
+    assert ("of the first 2 samples" in metrics.table([row])) == (name == "cater-gen-v2")
+
+
+def test_ambiguous_captions_have_no_motion_accuracy():
+    row = metrics.evaluate(metrics.first_frame_repeated(), CaterGen("cater-gen-v1", "ambiguous", 32), n=2, progress=False)
+    assert row.motion is None and "motion_accuracy" not in row.as_dict()
+    assert "| – | – |" in metrics.table([row])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(scene.DATASETS), st.integers(0, 999), st.integers(1, 99))
+def test_the_ceiling_of_cater_knows_what_is_said_and_no_more(name, index, seed):
+    spec = CATER[name].spec("test", index)
+    answer = metrics.middle_of_what_is_said(spec)
+    assert scene.clauses(answer) == scene.clauses(spec) and answer.objects == spec.objects
+    assert all(move.end == 25 for move in answer.moves)
+    # another sample of which the same is said gets the same answer
+    try:
+        twin = scene.with_caption(spec, scene.caption(spec), seed=seed, ends=[20 + (seed + k) % 11 for k in range(len(spec.moves))])
+    except ValueError:  # hardly any room: no twin in a hundred draws
+        return
+    assert [(m.x, m.y) for m in metrics.middle_of_what_is_said(twin).moves] == [(m.x, m.y) for m in answer.moves]
+
+
+def test_the_ceiling_of_cater_by_hand():
+    things = (scene.SceneObject("snitch", "small", "gold", "metal", -2.5, -2.5),
+              scene.SceneObject("cone", "medium", "gold", "metal", 1.5, 1.5))
+    spec = scene.Spec("cater-gen-v1", "test", 0, 0, things, (scene.Move("slide", 0, 20, 2.9, -0.1),), 0.5)
+    (move,) = metrics.middle_of_what_is_said(spec).moves   # cell (3, -1): nothing is near, so that its middle it is
+    assert (move.x, move.y) == pytest.approx((2.5, -0.5), abs=1 / 15)
+    spec = replace(spec, moves=(scene.Move("slide", 0, 20, 2.1, 1.5),))   # cell (3, 2), with the cone on its left
+    (move,) = metrics.middle_of_what_is_said(spec).moves
+    assert 2.5 < move.x < 3 and 1 < move.y < 2
+
+
+def test_the_ceiling_of_cater_is_above_the_floor_and_starts_from_the_first_image():
+    dataset = CATER["cater-gen-v1"]
+    batch = metrics.evaluation_batch(dataset, "test", range(6))
+    rows = [metrics.evaluate_batch(made, batch) for made in
+            (metrics.first_frame_repeated(), metrics.perfect_predictor(), metrics.mean_of_futures(8))]
+    repeated, middle, mean = (row.scores.psnr_clips for row in rows)
+    assert repeated + 2 < middle < mean < metrics.PSNR_CAP
+    for made in (metrics.perfect_predictor(), metrics.mean_of_futures(2)):
+        assert torch.equal(made.videos(batch)[:, 0], batch.images)
+
+
+def test_videos_of_8_bit_frames():
+    frames = np.arange(2 * 3 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 3, 4, 5, 3)
+    video = metrics.to_video(frames)
+    assert video.shape == (2, 3, 3, 4, 5) and (video[1, 2, 0] * 255 == torch.from_numpy(frames[1, 2, ..., 0])).all()
+    assert metrics.to_video(frames[..., 0]).shape == (2, 3, 1, 4, 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mage_core import semantics
+from mage_core.cater.scene import CaterGen, caption, clauses, collide
 from mage_core.clips import frame_indices
 from mage_core.metrics import evaluation_batch, to_video
 from mage_core.moving_mnist import DATASETS, Distractor, Mover, MovingMNIST, Spec
-from mage_core.semantics import candidate_clips, frames_until_still, motion_accuracy, wilson_interval
+from mage_core.semantics import candidate_clips, candidate_specs, frames_until_still, motion_accuracy, wilson_interval
 
 COUNTS = {"single-mnist": 4, "double-mnist": 16, "modified-mnist": 64}
 IMAGES = {digit: int(MovingMNIST("single-mnist").digits.of(digit)[5]) for digit in (3, 4, 5)}
@@ -239,3 +242,98 @@ def test_every_pair_of_motions_is_a_candidate_once():
     four = ("up then down", "left then right", "down then up", "right then left")
     assert set(names) == set(product(four, four))
     assert semantics.ROUNDING < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------- CATER-GEN
+
+CATER = {name: CaterGen(name, image_size=32) for name in ("cater-gen-v1", "cater-gen-v2")}
+
+
+def cater_sample(name, index, seed=0):
+    return CATER[name].spec("test", index, seed)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from(sorted(CATER)), st.integers(0, 400), st.integers(0, 3))
+def test_rivals_are_31_other_captions_of_the_same_scene(name, index, seed):
+    spec = cater_sample(name, index, seed)
+    own, *rivals = candidate_specs(CATER[name], spec)
+    assert own == spec and len(rivals) == 31
+    said = [frozenset(clauses(each)) for each in (own, *rivals)]
+    assert len(set(said)) == 32, "two candidates ask for the same"
+    for rival, actions in zip(rivals, said[1:]):
+        assert (rival.objects, rival.speed, rival.index) == (spec.objects, spec.speed, spec.index)
+        assert len(rival.moves) == len(spec.moves)
+        assert sorted(move.end for move in rival.moves) == sorted(move.end for move in spec.moves)
+        assert not collide(rival.objects, rival.moves)
+        for action, move in zip(clauses(rival), rival.moves):   # what is said alike is done alike
+            if action in said[0]:
+                assert move == spec.moves[clauses(spec).index(action)]
+    assert sum(len(actions & said[0]) == len(spec.moves) - 1 for actions in said[1:]) >= 8
+
+
+def test_rivals_hold_the_close_ones():
+    kinds = set()
+    for index in range(4):
+        spec = cater_sample("cater-gen-v2", index)
+        own = clauses(spec)
+        for rival in candidate_specs(CATER["cater-gen-v2"], spec)[1:]:
+            (mine, *_), (theirs, *_) = set(own) - set(clauses(rival)), set(clauses(rival)) - set(own)
+            if len(set(own) & set(clauses(rival))) == len(own) - 1:
+                kinds.add((mine.kind == theirs.kind, mine.subject == theirs.subject, mine.place == theirs.place))
+    assert kinds >= {(True, True, False), (True, False, True), (False, True, True)}   # cell, object, action
+
+
+@pytest.mark.parametrize("name", sorted(CATER))
+def test_the_lazy_verdict_is_that_of_whole_clips(name):
+    dataset = CATER[name]
+    batch = evaluation_batch(dataset, "test", range(3))
+    noise = torch.randn(batch.truth.shape, generator=torch.Generator().manual_seed(0))
+    found = [candidate_clips(dataset, spec) for spec in batch.specs]
+    rivals = torch.stack([to_video(each.clips[1 + 5 * k][None])[0] for k, each in enumerate(found)])
+    asked = {"truth": batch.truth, "noisy": batch.truth + 0.1 * noise, "faded": batch.truth / 2,
+             "still": batch.truth[:, :1].expand_as(batch.truth), "another caption": rivals,
+             "between": (batch.truth + rivals) / 2 + 0.02 * noise, "nearer": 0.45 * batch.truth + 0.55 * rivals}
+    right = {}
+    for label, videos in asked.items():
+        result = judged(videos, batch)
+        expected = []
+        for video, each in zip(videos, found):
+            answer = (255 * video).permute(0, 2, 3, 1).numpy().astype(np.float64)
+            errors = ((answer[1:] - each.clips[:, 1:]) ** 2).sum(axis=(1, 2, 3, 4))
+            expected.append(bool(errors[0] < errors[1:].min()))
+        assert result.correct.tolist() == expected, label
+        right[label] = result.accuracy
+    assert right["truth"] == right["noisy"] == 1.0
+    assert right["still"] == right["another caption"] == right["nearer"] == 0.0
+    assert result.chance == 1 / 32 and result.tied == 0
+
+
+def test_a_rival_that_looks_like_the_own_clip_is_not_taken(monkeypatch):
+    spec, dataset = cater_sample("cater-gen-v1", 3), CaterGen("cater-gen-v1", image_size=24)
+    whole = semantics._other_captions
+    hidden = replace(spec, speed=spec.speed)   # another record of the same clip
+    monkeypatch.setattr(semantics, "_other_captions", lambda *given: iter([hidden, *whole(*given)]))
+    specs = candidate_specs(dataset, spec)
+    assert len(specs) == 32 and not any(each == hidden for each in specs[1:])
+
+
+def test_the_rivals_never_change():
+    # a hash of their sentences and places: what a card says of motion accuracy must stay what it was
+    text = "|".join(f"{caption(each)} {[(m.x, m.y, m.end) for m in each.moves]}" for name in sorted(CATER)
+                    for index in range(3) for each in candidate_specs(CATER[name], cater_sample(name, index)))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "cc6e42ed5c533d55"
+
+
+def test_ambiguous_captions_are_not_judged():
+    dataset = CaterGen("cater-gen-v2", "ambiguous", 32)
+    spec = dataset.spec("test", 0)
+    assert not semantics.judged(dataset, spec)
+    with pytest.raises(ValueError, match="explicit"):
+        motion_accuracy(torch.zeros(1, 10, 3, 32, 32), dataset, [spec])
+
+
+def test_the_first_500_of_v2_are_judged_and_all_of_v1():
+    assert [semantics.judged(CATER["cater-gen-v2"], cater_sample("cater-gen-v2", k)) for k in (499, 500)] == [True, False]
+    assert semantics.judged(CATER["cater-gen-v1"], cater_sample("cater-gen-v1", 1_499))
+    assert semantics.judged(MovingMNIST("single-mnist"), single(0.5, "up then down"))

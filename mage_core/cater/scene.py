@@ -428,13 +428,14 @@ def referents(
     return readings
 
 
-def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int] | None = None) -> Spec:
+def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int] | None = None,
+                 tries: int = TRIES) -> Spec:
     """The same scene doing what a caption says, explicit or ambiguous.
 
     What the caption leaves open (which of several objects, where in a cell or a quadrant) is drawn by `seed`
     so that nothing collides; `ends` are the last frames of the actions, the sample's own (the first for both,
     where there are fewer) if left out. Raises CaptionError for a sentence that does not parse and ValueError
-    for one that names no object of the scene or has no room.
+    for one that names no object of the scene or has no room after `tries` draws.
     """
     actions = captions.parse(sentence, spec.dataset)
     readings = referents(spec.objects, actions)
@@ -446,12 +447,12 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
     if len(ends) != len(actions):
         raise ValueError(f"{len(ends)} ends for {len(actions)} actions: give one each")
     draws = Draws("caption", spec.dataset, spec.split, spec.index, spec.seed, seed, sentence)
-    for _ in range(TRIES):
+    for _ in range(tries):
         reading = readings[draws.below(len(readings))]
         moves = tuple(_as_said(draws, action, pair, end) for action, pair, end in zip(actions, reading, ends))
         if not collide(spec.objects, moves):
             return replace(spec, moves=moves)
-    raise ValueError(f"no room in this scene for {sentence!r}: after {TRIES} tries two objects still come closer "
+    raise ValueError(f"no room in this scene for {sentence!r}: after {tries} tries two objects still come closer "
                      f"than {CLEARANCE}; choose another place")
 
 
@@ -592,10 +593,11 @@ class CaterGen:
         pictures = render_scenes(scenes, self.image_size)
         return pictures[where]
 
-    def with_caption(self, spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int] | None = None) -> Spec:
+    def with_caption(self, spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int] | None = None,
+                     tries: int = TRIES) -> Spec:
         """The same scene doing what a caption says; see `with_caption` of this module."""
         self._check(spec)
-        return with_caption(spec, sentence, seed=seed, ends=ends)
+        return with_caption(spec, sentence, seed=seed, ends=ends, tries=tries)
 
     def _check(self, spec: Spec) -> None:
         if spec.dataset != self.name:
