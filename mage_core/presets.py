@@ -84,29 +84,29 @@ PRESETS = {
     "smoke": Preset(
         "smoke",
         VQVAERecipe("patch", 32, 64, images=320, batch=16, learning_rate=2e-3, commitment=1.0, reconstruction=100.0,
-                    crop=11, encoder_width=16, encoder_blocks=1, decoder_blocks=1),
+                    crop=11, encoder_width=16, encoder_blocks=0, decoder_blocks=1),
         MAGERecipe(32, samples=64, batch=4, learning_rate=2e-3, dropout=0.0, head_width=16, axial_layers=3, muon=3.0,
                    later_frames=2, hide_all=0.3, hide_some=0.3, own_frames=0.3, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=32),
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
-        VQVAERecipe("patch", 128, 2048, images=240_000, batch=16, learning_rate=3e-3, commitment=10.0,
-                    reconstruction=100.0, crop=11),
-        MAGERecipe(128, samples=11_000, batch=4, learning_rate=1.5e-3, dropout=0.0, muon=3.0, later_frames=3,
+        VQVAERecipe("patch", 128, 8192, images=160_000, batch=16, learning_rate=3e-3, commitment=10.0,
+                    reconstruction=100.0, crop=11, encoder_blocks=0),
+        MAGERecipe(128, samples=15_000, batch=4, learning_rate=1e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=2_500),
         test_clips=500),
     # For one H100, five datasets in 30 minutes, so about 5 minutes each beside the machine's start. MAGE: a sample is
-    # 2,560 positions x 2.65 M weights of the six layers (12 d^2 each) and 0.4 M of the logits, x 6, and the anchor: 0.05
-    # TFLOP. At a quarter of a measured 790 TFLOP/s that is 4,000 samples/s: 480,000 samples in 2 minutes, 7,500 steps of
-    # 16 ms. VQ-VAE: 15,000 steps (as many as quick's) of about 4 ms, bound by the host: 1 minute. Drawing 200,000 frames,
-    # tokens of 10,000 to 24,000 videos, compilation and the full test split: 90 s together. 5.3 M + 0.7 M weights: 7 MB.
+    # 2,560 positions x 2.65 M weights of the six layers (12 d^2 each) and 1.6 M of the logits, x 6, and the anchor: 0.07
+    # TFLOP. At a quarter of 790 TFLOP/s that is 2,800 samples/s: 480,000 samples in 3 minutes, 7,500 steps of 23 ms. VQ-VAE: 15,000 steps (as many as quick's) of about 4 ms, bound by the host: 1 minute. Drawing 200,000 frames,
+    # tokens of 10,000 to 24,000 videos, compilation and the full test split: 90 s together. 7.7 M + 1 M weights: 9 MB.
+    # None of this has been measured on a GPU yet.
     "gpu": Preset(
         "gpu",
-        VQVAERecipe("patch", 128, 2048, images=1_920_000, batch=128, learning_rate=3e-3, commitment=10.0,
-                    reconstruction=100.0, crop=11, encoder_blocks=0),
-        MAGERecipe(192, samples=480_000, batch=64, learning_rate=1.5e-3, dropout=0.0, muon=3.0,
+        VQVAERecipe("patch", 128, 8192, images=1_920_000, batch=128, learning_rate=3e-3, commitment=10.0,
+                    reconstruction=100.0, crop=11),
+        MAGERecipe(192, samples=480_000, batch=64, learning_rate=1e-3, dropout=0.0, muon=3.0,
                    hide_all=0.3, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=48_000),
         precision="int8"),
@@ -125,8 +125,8 @@ PRESETS = {
 # Crops of 6 rows in place of 11, as many tokens: the same.
 COLOUR = {
     "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True}, "mage": {"samples": 32}},
-    "quick": {"pairs": 3_000, "vqvae": {"pool": 6_000, "background": True, "code_channels": 32,
-                                            "encoder_blocks": 0}},
+    "quick": {"pairs": 2_000, "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096,
+                                        "images": 80_000}, "mage": {"samples": 9_000}},
     # 60,000 frames at 2,000 to 3,000 a second on 16 cores: half a minute
     "gpu": {"vqvae": {"pool": 60_000, "background": True, "images": 960_000, "batch": 64, "code_channels": 32}},
     "paper": {"vqvae": {"pool": 40_000}},

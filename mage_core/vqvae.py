@@ -182,6 +182,7 @@ class PatchResidual(nn.Module):
 class PatchEncoder(nn.Module):
     """Each patch projected on its principal components, plus what a small network over the patch and those around adds.
 
+    It adds nothing to an empty patch: else the tokens of still background would flicker with what moves beside it.
     Blocks see one patch further each, and the first convolution one. Without blocks it is 1 x 1 as well: a token then
     hangs on its own patch alone, and where no pixel changes no token does.
     """
@@ -201,7 +202,8 @@ class PatchEncoder(nn.Module):
         # the nearest code is a matter of small differences
         with torch.autocast(images.device.type, enabled=False), tf32(False):
             projected = self.project(patches.float())
-        return projected + self.context(patches).float()
+        filled = (patches.abs() > 1 / 512).any(1, keepdim=True)   # half a grey level
+        return projected + self.context(patches).float() * filled
 
 
 class PatchDecoder(nn.Module):

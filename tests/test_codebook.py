@@ -209,6 +209,18 @@ def test_a_shift_by_whole_patches_shifts_the_tokens(seed, down, right):
 
 
 @torch.no_grad()
+def test_an_empty_patch_hears_nothing_of_what_is_beside_it():
+    vqvae = VQVAE(PATCH)
+    for parameter in vqvae.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 20:40, 20:40] = torch.rand(20, 20)   # patches 5 to 9 of rows and columns
+    beside = vqvae.features(image) - vqvae.features(torch.zeros_like(image))
+    changed = beside.abs().amax(1)[0] > 1e-6
+    assert changed[5:10, 5:10].all() and changed.sum() == 25
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("blocks, reach", [(0, 0), (1, 2), (2, 3)])
 def test_a_token_sees_its_near_surroundings_only(blocks, reach):
     vqvae = VQVAE(changed(PATCH, encoder_blocks=blocks))
