@@ -4,6 +4,7 @@
 #   make lab       open the notebooks in JupyterLab
 #   make bench     time training and generation, plain against fast
 #   make notebooks run every notebook into out/ (PRESET=smoke by default)
+#   make figures   draw the README's pictures again
 #   make clean     remove .venv and out/, never trained weights or data
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ RUN := .venv/bin/python
 FAST := env $$(.venv/bin/python -m mage_core.machine --allocator)
 READY := .venv/.ready
 
-.PHONY: train test lab bench notebooks clean environment always
+.PHONY: train test lab bench notebooks figures clean environment always
 .DELETE_ON_ERROR:
 
 train: PRESET ?= quick
@@ -36,6 +37,9 @@ notebooks: $(NOTEBOOKS:notebooks/%=out/%)
 out/%.ipynb: notebooks/%.ipynb $(READY) always
 	mkdir -p out
 	$(FAST) $(RUN) -m papermill --cwd notebooks --kernel python3 -p preset $(PRESET) $< $@
+
+figures: $(READY)
+	$(RUN) -m mage_core.display
 
 environment: $(READY)
 

@@ -428,3 +428,39 @@ def player(generate: Callable[[Tensor, str, float, int], Tensor], image: Tensor 
            captions: str | Sequence[str], **options) -> Player:
     """A `Player` for one image: text box, speed, seed, button and GIF; the options are the class's own."""
     return Player(generate, image, captions, **options)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The README's pictures: python -m mage_core.display
+
+
+def readme_pictures(folder: str | Path) -> list[Path]:
+    """Draw every picture of the README again, into `folder`: each world, and what each model that ships makes of it.
+
+    `<dataset>.gif` is the test sample 0 as its simulator draws it; `mage-<dataset>.gif` shows, of the test samples 0
+    to 3, the truth (above) and what the shipped weights make of first image, sentence and speed (below).
+    """
+    from mage_core import cater, metrics, moving_mnist, weights
+    from mage_core.clips import load_dataset
+    from mage_core.generate import generate_videos
+
+    folder, paths = Path(folder), []
+    for name in (*moving_mnist.DATASETS, *cater.DATASETS):
+        dataset = load_dataset(name)
+        grey = dataset.channels == 1
+        video = metrics.to_video(dataset.video(dataset.spec("test", 0))[None])[0]
+        paths.append(save_gif(video if grey else video[::2], folder / f"{name}.gif", fps=8, scale=3 if grey else 1))
+        if name in weights.names():
+            trained = weights.load(name)
+            batch = metrics.evaluation_batch(dataset, "test", range(4))
+            made = generate_videos(trained.vqvae, trained.mage, name, batch.images, batch.captions, batch.speeds)
+            both = rearrange([batch.truth, made], "two b t c h w -> t c (two h) (b w)")
+            paths.append(save_gif(both, folder / f"mage-{name}.gif", fps=5, scale=2 if grey else 1))
+    return paths
+
+
+if __name__ == "__main__":
+    from mage_core.files import data_folder
+
+    for path in readme_pictures(data_folder() / "pictures"):
+        print(path.name)

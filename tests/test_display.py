@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import matplotlib
@@ -14,8 +15,9 @@ from PIL import Image, ImageSequence
 
 matplotlib.use("Agg")
 
-from mage_core import display  # noqa: E402  after the backend is chosen
+from mage_core import cater, display, moving_mnist, weights  # noqa: E402  after the backend is chosen
 from mage_core.captions import parse  # noqa: E402
+from mage_core.files import data_folder  # noqa: E402
 from mage_core.moving_mnist import MovingMNIST  # noqa: E402
 
 
@@ -301,3 +303,23 @@ def test_the_panel_is_a_widget_to_a_notebook(player):
         display.player(lambda *_: None, torch.zeros(1, 16, 16), "a", speed=0)
     with pytest.raises(ValueError, match="no captions"):
         display.player(lambda *_: None, torch.zeros(1, 16, 16), [])
+
+
+# ----------------------------------------------------------------------------------------- the README's pictures
+
+
+def test_the_readme_s_pictures_are_those_that_the_command_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "names", lambda: [])   # a model's pixels may differ in the last bit between machines
+    drawn = display.readme_pictures(tmp_path)
+    assert [path.name for path in drawn] == [f"{name}.gif" for name in (*moving_mnist.DATASETS, *cater.DATASETS)]
+    for path in drawn[:3]:
+        kept = Image.open(data_folder() / "pictures" / path.name)
+        for frame, other in zip(ImageSequence.Iterator(Image.open(path)), ImageSequence.Iterator(kept), strict=True):
+            assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(other.convert("RGB")))
+
+
+def test_the_readme_shows_what_the_command_draws():
+    shown = set(re.findall(r"data/pictures/([\w-]+\.gif)", (data_folder().parent / "README.md").read_text()))
+    worlds = {f"{name}.gif" for name in (*moving_mnist.DATASETS, *cater.DATASETS)}
+    assert worlds <= shown <= worlds | {f"mage-{name}.gif" for name in weights.names()}
+    assert all((data_folder() / "pictures" / name).exists() for name in shown)
