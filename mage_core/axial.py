@@ -124,9 +124,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class WideLinear(torch.autograd.Function):
-    """x W^T + b in the precision of x. The gradient of W sums over all rows, which oneDNN does in twice the time that a
-    product takes: here the narrower factor is first transposed, by a product with the identity, which is the fastest way
-    to transpose it. The gradient of b is a product with ones for the same reason.
+    """x W^T + b in the precision of x.
+
+    The gradient of W sums over all rows, which oneDNN does in twice the time that a product takes: here the narrower
+    factor is first transposed, by a product with the identity, which is the fastest way to transpose it. The gradient
+    of b is a product with ones for the same reason.
     """
 
     @staticmethod
@@ -258,8 +260,6 @@ def by_place(by_offset: Tensor, shape: torch.Size) -> Tensor:
     heads, n, m, _ = shape
     head, row, column = by_offset.stride()
     return by_offset.as_strided(shape, (head, m * row, row - column, column), by_offset.storage_offset() + m - 1)
-
-
 
 
 class Offsets(nn.Module):
@@ -469,7 +469,7 @@ class AxialTransformer(nn.Module):
         return x
 
     def positions(self, steps: Tensor, speed: Tensor | None) -> Tensor:
-        """Time positions of the steps (t,): (t 1 1 d), or (b t 1 1 d) where they hang on the speed (b,)."""
+        """Time positions of the steps (t,): (t 1 1 d), or (b t 1 1 d) where they depend on the speed (b,)."""
         positions = self.time_positions[steps]
         if self.source_time is None:
             return positions

@@ -122,7 +122,7 @@ def _own(recipe: MAGERecipe, step: int, draw: np.random.Generator, fixed: bool) 
 
 
 def corrupted(ids: Tensor, mage: MAGE, recipe: MAGERecipe, dice: torch.Generator) -> Tensor:
-    """Clips (b t h w) as the model is shown them: the first frame whole, of later ones in some clips all or a part hidden.
+    """Clips (b t h w) as the model is shown them: in some, the frames after the first are hidden, all or in part.
 
     In training the model sees true frames, in generation its own: what it cannot see, it cannot lean on.
     """
@@ -190,7 +190,7 @@ def _order(seed: int, epoch: int, pairs: int) -> np.ndarray:
 # ---------------------------------------------------------------- frames of the first stage, on a GPU
 
 class DeviceFrames:
-    """A `FrameSource` for a GPU: some of its frames, drawn once, stay there in 8 bits, and every step's batch is cut there.
+    """A `FrameSource` for a GPU: some of its frames, drawn once, stay there in 8 bits; each step's batch is cut there.
 
     `count` frames are drawn on all cores (a pool of the source's own is taken as it is).
     """

@@ -5,8 +5,8 @@
 Training: one step at the paper's width in fp32 with the fused attention kernel, dropout and QuickGELU as the released
 code writes them and torch's plain Adam, against the settings that this project trains with on this machine. Generation:
 one video, recomputing every frame at every step, against each frame computed once. Rendering: a frame of CATER-GEN, with
-two objects and with eight. Times are medians of rounds, which alternate between two ways of the same, so that a machine
-whose speed drifts slows both. The models are random: the time of a step does not hang on what was learned.
+two objects and with eight. Times are medians of rounds, which alternate between two ways of the same, so that a
+machine whose speed drifts slows both. The models are random: the time of a step does not depend on what was learned.
 """
 
 from __future__ import annotations

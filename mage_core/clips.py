@@ -211,8 +211,8 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
     """The first `count` samples of a split as tokens, from the cache or made and kept there.
 
     Only frames that some speed shows are drawn; the others get the tokens of the frame before. The cache's name is a
-    hash of the dataset, its content, the split, seed and `vqvae_key` (what made the VQ-VAE); it lies in parts of `chunk`
-    samples (see `in_parts`), which runs with more or fewer samples share.
+    hash of the dataset, its content, the split, seed and `vqvae_key` (`training.fingerprint` of the VQ-VAE); it lies in
+    parts of `chunk` samples (see `in_parts`), which runs with more or fewer samples share.
     """
     specs = [dataset.spec(split, index, seed) for index in range(count)]
     lengths = np.asarray(dataset.lengths(specs))
@@ -242,7 +242,7 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
 
 @cache
 def _shown(length: int, interval: tuple[float, float], clip_length: int, padded: int) -> np.ndarray:
-    """For each frame of a video, padded with its last, the latest one up to it that a clip of some speed shows: (padded,)."""
+    """For each frame of a video, padded with its last: the latest up to it that a clip at some speed shows; (n,)."""
     counts = range(max(1, round(length / interval[1])), max(1, round(length / interval[0])) + 1)
     shown = np.unique(np.concatenate([_evenly(length, count)[:clip_length] for count in counts]))
     return shown[np.searchsorted(shown, np.minimum(np.arange(padded), length - 1), side="right") - 1]

@@ -182,7 +182,7 @@ def build_5k(source: str | Path, path: str | Path | None = None) -> Path:
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz whose bytes hang on its arrays (and on zlib) alone: no date, no system, a fixed level."""
+    """An .npz whose bytes depend on its arrays (and on zlib) alone: no date, no system, a fixed level."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")

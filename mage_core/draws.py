@@ -7,7 +7,7 @@ import struct
 
 
 class Draws:
-    """A stream of random numbers that hangs on its key alone: BLAKE2b of the key and a counter.
+    """A stream of random numbers that depends on its key alone: BLAKE2b of the key and a counter.
 
     numpy promises no stable streams for its Generator's methods; a hash is the same everywhere and for ever.
     """

@@ -1,4 +1,4 @@
-"""Several generators on a whole split, batch by batch: what was judged is kept, and an evaluation goes on where it stopped."""
+"""Several generators on a whole split, batch by batch; an evaluation that was stopped goes on from what it kept."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _keep(path: Path | None, key: str, rows: list[metrics.Row]) -> None:
 
 
 def _kept(path: Path, key: str) -> list[metrics.Row]:
-    """The rows of an evaluation that was stopped; none where there is no such file, or it is of another one or damaged."""
+    """The rows of an evaluation that was stopped; none where there is no file, or a damaged one, or another's."""
     try:
         with np.load(path, allow_pickle=False) as file:
             found, told = json.loads(str(file["key"]))

@@ -18,8 +18,7 @@ from mage_core.mage import MAGE
 from mage_core.vqvae import VQVAE
 from mage_core.weights import Trained, load
 
-
-CLIPS_AT_ONCE = 50
+CLIPS_AT_ONCE = 50   # of a CPU's batch; a GPU takes five times as many
 
 
 def generate(image, caption: str, speed: float, *, weights: str | Path | Trained, seed: int = 0, samples: int = 1,
@@ -27,11 +26,12 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     """Make a video from one image, one sentence and a speed: (T c H W) in [0, 1], or (samples T c H W) for several.
 
     `image` is a path, a PIL image, uint8 (H W c) or (H W), or float (c H W) or (H W) in [0, 1], of the size that the
-    weights were trained on; `weights` is a name (`mage_core.weights.names()`), a file or what `load` returned; `seed` seeds
-    the randomness of a stochastic model, a deterministic one makes the same video every time. With `save` the video
-    (the first of several samples) is written, as GIF or MP4 by the name's ending. Raises ValueError, naming the value, the
-    rule and the remedy, for an image of another size or kind, a sentence that does not parse (`CaptionError`), a speed
-    outside the open interval (0, 1), weights that are not there, or a file name of another ending.
+    weights were trained on; `weights` is a name (`mage_core.weights.names()`), a file or what `load` returned; `seed`
+    seeds the randomness of a stochastic model, a deterministic one makes the same video every time. With `save` the
+    video (the first of several samples) is written, as GIF or MP4 by the name's ending. Raises ValueError, naming the
+    value, the rule and the remedy, for an image of another size or kind, a sentence that does not parse
+    (`CaptionError`), a speed outside the open interval (0, 1), weights that are not there, or a file name of another
+    ending.
     """
     speed = check_speed(speed)
     if samples < 1:
@@ -56,8 +56,9 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
                     device: str | torch.device | None = None, decode: str = "mean") -> Tensor:
     """A batch of images (b c H W), sentences, speeds and seeds to videos (b T c H W), all in [0, 1].
 
-    `decode` is "mean", each token decoded as its mean code (see `MAGE.generate`), or "argmax", as the released code does.
-    `dataset` (or its name) says how captions read. The first frame is the image itself; the others are decoded from tokens.
+    `decode` is "mean", each token decoded as its mean code (see `MAGE.generate`), or "argmax", as the released code
+    does. `dataset` (or its name) says how captions read. The first frame is the image itself; the others are decoded
+    from tokens.
     """
     device = torch.device(device) if device is not None else next(mage.parameters()).device
     if decode not in ("mean", "argmax"):
@@ -73,7 +74,7 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
     with autocast(device):   # as the training's tokens were made
         first = vqvae.encode(images.to(device))
         ids, codes = mage.generate(first, text_ids(sentences, dataset).to(device),
-                                 torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise,
+                                   torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise,
                                    codes=vqvae.codebook)
     if decode == "argmax":
         codes = F.embedding(ids, vqvae.codebook)

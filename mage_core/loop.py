@@ -1,8 +1,8 @@
 """The loop that trains a stage: steps, schedule, checkpoints, the curve; stop it at any moment and start again.
 
 All randomness of a step is a function of (seed, stage, step): nothing else needs to be kept to go on after a kill. On a
-CPU the resumed run ends in the same weights, to the bit, on the same machine and number of threads. On a GPU the host never
-waits for a step: losses are looked at every `LOOK` steps, and always before a checkpoint is written.
+CPU the resumed run ends in the same weights, to the bit, on the same machine and number of threads. On a GPU the host
+does not wait for each step: losses are looked at every `LOOK` steps, and always before a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
     """Train a stage to the end of its budget, from its checkpoint if there is one; True when it is done.
 
     `until` (time.monotonic()) stops it early, at a checkpoint. Of a `team` of processes, the main one writes. Raises
-    TrainingStopped where the loss or its gradient is not a number, ValueError where the checkpoint is of another recipe.
+    TrainingStopped where the loss or its gradient is not finite, ValueError where the checkpoint cannot be read or is
+    of another recipe.
     """
     path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
     team.wait()   # nobody reads what another may still write
@@ -202,7 +203,7 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
 
 
 def seed_of(*what: object) -> int:
-    """A 63-bit seed that hangs on all parts."""
+    """A 63-bit seed that depends on all parts."""
     return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "big") >> 1
 
 

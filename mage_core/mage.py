@@ -173,8 +173,9 @@ class MAGE(nn.Module):
         `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
         0, are the input frames to use where not all t-1 are; `predict` (b s h w) bool the tokens of the frames after
         them that the loss is taken over: then the logits are theirs alone, (n k). `weight` (b s h w) weighs each token's
-        loss instead, all of them being summed: shapes then hang on nothing that was drawn. `posterior_noise` (b c h w), drawn
-        where not given, is the standard normal noise of a stochastic model. ValueError for shapes that do not fit.
+        loss instead, all of them being summed: shapes then depend on nothing that was drawn. `posterior_noise`
+        (b c h w), drawn where not given, is the standard normal noise of a stochastic model. ValueError for shapes that
+        do not fit.
         """
         self._check(token_ids, text_ids, speed, posterior_noise)
         if token_ids.shape[1] < 2:

@@ -393,7 +393,7 @@ def _codes(dataset: str, motion: str) -> tuple[int, int, int]:
 def _axes(dataset: str) -> dict[tuple[int, ...], int]:
     """The training axis of the last moving digit for each combination of digits: a constant of the dataset.
 
-    It alternates over a random order of the combinations, which hangs on the dataset's name and on no seed.
+    It alternates over a random order of the combinations, which depends on the dataset's name and on no seed.
     """
     if _recipe(dataset).movers == 1:
         combinations = [(digit,) for digit in range(10)]
@@ -425,7 +425,7 @@ def _walk(position, heading, step, first_step, bounces, pixels):
     """Fill `pixels` with floor(36 position), frame by frame; the number of frames until the digit is still.
 
     The float is carried from frame to frame as in the released generators: ten steps of 0.1 from 0 end below
-    1, and a pixel hangs on that.
+    1, and a pixel depends on that.
     """
     for frame in range(len(pixels)):
         if frame > 0 or first_step:

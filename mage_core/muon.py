@@ -1,7 +1,7 @@
 """Muon: momentum made orthogonal before it moves a matrix (Jordan et al. 2024), all matrices of a shape at once.
 
-The update is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which does them one after another: at a width of
-128, a fifth of the time.
+The update is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which takes the matrices one after another;
+at a width of 128, this takes a fifth of the time.
 """
 
 from __future__ import annotations

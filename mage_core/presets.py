@@ -1,8 +1,8 @@
 """Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
 
-`smoke` takes seconds and proves that everything runs; `quick` makes a useful model on two CPU cores; `gpu` makes the best
-that fits about 8 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch of 32. What the
-numbers of `quick` came from is told in notebook 04.
+`smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` makes the
+best that fits about 8 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch of 32.
+Notebook 04 tells where the numbers of `quick` come from.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ PRESETS = {
         VQVAERecipe("patch", 32, 64, images=320, batch=16, learning_rate=2e-3, commitment=1.0, reconstruction=100.0,
                     crop=11, encoder_width=16, encoder_blocks=0, decoder_blocks=1),
         MAGERecipe(32, samples=64, batch=4, learning_rate=2e-3, dropout=0.0, head_width=16, axial_layers=3, muon=3.0,
-                   later_frames=2, hide_all=0.3, hide_some=0.3, own_frames=0.3, balanced=True, shifts=True, code_initialisation=True,
-                   evaluate_every=32),
+                   later_frames=2, hide_all=0.3, hide_some=0.3, own_frames=0.3, balanced=True, shifts=True,
+                   code_initialisation=True, evaluate_every=32),
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
@@ -98,10 +98,11 @@ PRESETS = {
                    evaluate_every=2_500),
         test_clips=500),
     # For one H100, five datasets in 30 minutes, so about 5 minutes each beside the machine's start. MAGE: a sample is
-    # 2,560 positions x 2.65 M weights of the six layers (12 d^2 each) and 1.6 M of the logits, x 6, and the anchor: 0.07
-    # TFLOP. At a quarter of 790 TFLOP/s that is 2,800 samples/s: 480,000 samples in 3 minutes, 7,500 steps of 23 ms. VQ-VAE: 15,000 steps (as many as quick's) of about 4 ms, bound by the host: 1 minute. Drawing 200,000 frames,
-    # tokens of 10,000 to 24,000 videos, compilation and the full test split: 90 s together. 7.7 M + 1 M weights: 9 MB.
-    # None of this has been measured on a GPU yet.
+    # 2,560 positions x 2.65 M weights of the six layers (12 d^2 each) and 1.6 M of the logits, x 6, and the anchor:
+    # 0.07 TFLOP. At a quarter of 790 TFLOP/s that is 2,800 samples/s: 480,000 samples in 3 minutes, 7,500 steps of 23
+    # ms. VQ-VAE: 15,000 steps of about 4 ms, bound by the host: 1 minute. Drawing 200,000 frames, tokens of 10,000 to
+    # 24,000 videos, compilation and the full test split: 90 s together. 7.7 M + 1 M weights: 9 MB. None of this has
+    # been measured on a GPU yet.
     "gpu": Preset(
         "gpu",
         VQVAERecipe("patch", 128, 8192, images=1_920_000, batch=128, learning_rate=3e-3, commitment=10.0,
@@ -124,7 +125,8 @@ PRESETS = {
 # none where no pixel changes. An encoder of 3 blocks: 33.7 dB after 12,000, but 18 % change, 6 % where nothing does.
 # Crops of 6 rows in place of 11, as many tokens: the same.
 COLOUR = {
-    "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True}, "mage": {"samples": 32}},
+    "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True},
+              "mage": {"samples": 32}},
     "quick": {"pairs": 2_000, "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096,
                                         "images": 80_000}, "mage": {"samples": 9_000}},
     # 60,000 frames at 2,000 to 3,000 a second on 16 cores: half a minute

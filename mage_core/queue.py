@@ -1,4 +1,4 @@
-"""The training queue: every dataset's VQ-VAE, then its MAGE, then the whole test split; a command goes on where the last stopped.
+"""The training queue: each dataset's VQ-VAE, MAGE and whole test split; a command goes on where the last stopped.
 
     python -m mage_core.queue --minutes 9            # the next entries that are not finished, for nine minutes
     python -m mage_core.queue --list                 # how far each is, the time it took, its results
@@ -40,8 +40,8 @@ from mage_core.presets import Preset, changed, describe, preset
 from mage_core.training import commit, results, train, without_paths
 
 DATASETS = ("single-mnist", "double-mnist", "modified-mnist", "cater-gen-v1", "cater-gen-v2")   # explicit captions
-# What differs for an entry, by preset. Each of v2's videos shows 23 frames at one speed or another, at perhaps 2,000 frames
-# a second on 16 cores: 6,000 of the 24,000 take a minute to draw.
+# What differs for an entry, by preset. Each of v2's videos shows 23 frames at one speed or another, at perhaps 2,000
+# frames a second on 16 cores: 6,000 of the 24,000 take a minute to draw.
 CHANGES = {"gpu": {"cater-gen-v2": ("pairs=6_000",)}}
 STATES = ("waiting", "vqvae", "mage", "evaluation", "finished")
 LEAST_SECONDS = 45.0       # with less time left no entry is begun: its first frames take as long
@@ -58,7 +58,7 @@ class QueueError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an entry is: its state (one of `STATES`), the steps of the stage that it is in, and the seconds it took."""
+    """How far an entry is: its state (one of `STATES`), the steps of the stage that it is in, the seconds it took."""
 
     state: str
     step: int = 0
@@ -127,9 +127,9 @@ def work(folder: Path, chosen: str = "auto", *, minutes: float = 9.0, names: Seq
          progress: bool = True) -> tuple[list[str], list[str]]:
     """Work on the next entries until time is up: (names worked on, names that failed).
 
-    An entry that fails leaves its error in `error.txt`, and the next one gets its turn. What was worked on is exported to
-    `target` after each. QueueError where another process
-    works on the folder, ValueError for a preset or change that there is not.
+    An entry that fails leaves its error in `error.txt`, and the next one gets its turn. After each entry all that were
+    worked on are exported to `target`, where one is given. QueueError where another process works on the folder,
+    ValueError for a preset or change that there is not.
     """
     until, worked, failed = time.monotonic() + 60 * minutes, [], []
     presets = {name: changed(preset_for(chosen, name), changes) for name in names}   # a wrong word fails here

@@ -27,8 +27,8 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 def results_table(folder: Path | None = None) -> str:
     """Ours beside the paper's as Markdown, from the cards in `folder` (default `data/weights`).
 
-    A "–" stands where nothing was measured; the notes below say which datasets have no weights, and for the others on what
-    machine and in how long they were trained, and on how many test pairs the figures stand.
+    A "–" stands where nothing was measured; the notes below say which datasets have no weights, and for the others on
+    what machine and in how long they were trained, and on how many test pairs the figures stand.
     """
     folder = folder or data_folder() / "weights"
     lines = ["| dataset | SSIM, paper | SSIM | PSNR of the VQ-VAE, paper | PSNR of the VQ-VAE | PSNR of MAGE, paper | "
@@ -48,7 +48,8 @@ def results_table(folder: Path | None = None) -> str:
             notes.append(_note(title, card, ours))
         else:
             notes.append(f"{title}: no weights yet.")
-        lines.append(f"| {title} | {ssim:.2f} | {cells[0]} | {vqvae:.2f} | {cells[1]} | {mage:.2f} | " + " | ".join(cells[2:]) + " |")
+        lines.append(f"| {title} | {ssim:.2f} | {cells[0]} | {vqvae:.2f} | {cells[1]} | {mage:.2f} | "
+                     + " | ".join(cells[2:]) + " |")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
 
 

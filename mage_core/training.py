@@ -52,7 +52,7 @@ from mage_core.presets import Preset, changed, describe, mage_config, preset, vq
 from mage_core.processes import ALONE, Alone, processes
 from mage_core.vqvae import VQVAE, Codebook
 
-PREPARE_SECONDS = 75.0    # on a GPU, for tokens and compilation before the first step: with less left, MAGE is for later
+PREPARE_SECONDS = 75.0    # on a GPU, tokens and compilation before the first step: with less left, MAGE is for later
 DEVICE_FRAMES = 200_000   # drawn once for a GPU: of 64 x 64 they take 0.8 GB there
 
 
@@ -62,7 +62,8 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
                 device: torch.device | str = "cpu", progress: bool = True, team: Alone = ALONE) -> tuple[VQVAE, bool]:
     """Train the VQ-VAE of a preset on the frames of a dataset's training pairs (3.2); (model, whether it is done).
 
-    On a GPU the frames are drawn once and stay there: the recipe's pool, else `DEVICE_FRAMES`, and no more than the run sees.
+    On a GPU the frames are drawn once and stay there: as many as the recipe's pool, else `DEVICE_FRAMES`, and no more
+    than the run sees.
     """
     recipe, device = chosen.vqvae, torch.device(device)
     torch.manual_seed(seed_of(seed, "vqvae start"))
@@ -122,9 +123,9 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
 class FrameSource:
     """Random frames of a split's samples, a function of (seed, step): images (b c H W) in [0, 1].
 
-    With a `pool`, that many frames are drawn once and kept on disk (`clips.frame_pool`), and every step takes from them:
-    where drawing a frame costs more than training on it. `background` (c H W) is the median of 256 frames, what
-    is behind all that moves.
+    With a `pool`, that many frames are drawn once and kept on disk (`clips.frame_pool`), and every step takes from
+    them: where drawing a frame costs more than training on it. `background` (c H W) is the median of 256 frames, what
+    is behind all that moves. ValueError for a split without samples.
     """
 
     def __init__(self, dataset, pairs: int | None, seed: int, split: str = "train", *, indices: range | None = None,
@@ -191,7 +192,8 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
     """How still the tokens of still regions are, over the clips of `count` pairs at their own speeds.
 
     `changed_where_still`: of the tokens whose own patch of pixels equals the one in the frame before, the share that
-    changed all the same; `changed`: of all tokens, the share that changed; `codes`: how many codes were used.
+    changed all the same; `changed`: of all tokens, the share that changed; `moved`: of all patches, the share with a
+    pixel that changed; `codes`: how many codes were used.
     """
     batch = metrics.evaluation_batch(dataset, split, range(count))
     frames = rearrange((batch.truth * 255).round().to(torch.uint8), "b t c h w -> b t h w c").numpy()
@@ -424,7 +426,8 @@ def results(trained: weights.Trained, n: int | None = None, *, split: str = "tes
     """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling.
 
     The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for what
-    the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a GPU where there is one.
+    the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a
+    GPU where there is one.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset, vqvae, mage = trained.dataset, trained.vqvae.to(device), trained.mage.to(device)

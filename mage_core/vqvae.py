@@ -4,8 +4,9 @@
 
 Two shapes of the released implementation: `down=4` for Moving MNIST (64 x 64 pixels to 16 x 16 tokens) and `down=8` for
 CATER (128 x 128 to 16 x 16). And a third of our own, `shape="patch"`, that works on patches of down x down pixels from
-the first layer on: quick on a CPU, and a token depends on its near surroundings only, so that still regions give still
-tokens. How each is trained is in `training`; what keeps the codebook alive (`Codebook`) is here.
+the first layer on: quick on a CPU, and a token depends on its near surroundings only, or on its own patch alone, so
+that still regions give still tokens. How each is trained is in `training`; what keeps the codebook alive (`Codebook`)
+is here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from mage_core import machine
 from mage_core.machine import tf32
-
 
 FAINT = 0.05   # a difference from the background that is hardly seen, of pixels in [0, 1]
 
@@ -184,7 +184,7 @@ class PatchEncoder(nn.Module):
 
     It adds nothing to an empty patch: else the tokens of still background would flicker with what moves beside it.
     Blocks see one patch further each, and the first convolution one. Without blocks it is 1 x 1 as well: a token then
-    hangs on its own patch alone, and where no pixel changes no token does.
+    depends on its own patch alone, and where no pixel changes no token does.
     """
 
     def __init__(self, config: VQVAEConfig):
@@ -397,8 +397,8 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int = 65_536, see
            least: float = 1e-3) -> Tensor:
     """k-means centres (k e) of vectors (n e), the first being the commonest vector (the median) itself.
 
-    Lloyd's rounds over at most `most` of the others (`varied` by `least`), drawn with `seed`; an empty cluster restarts on the vector that its
-    centre serves worst. ValueError for fewer than k vectors.
+    Lloyd's rounds over at most `most` of the others (`varied` by `least`), drawn with `seed`; an empty cluster restarts
+    on a vector that its centre serves worst. ValueError for fewer than k vectors.
     """
     if len(vectors) < k:
         raise ValueError(f"{len(vectors)} vectors cannot make {k} codes: give more images")

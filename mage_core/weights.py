@@ -146,10 +146,10 @@ PRECISIONS = ("full", "half", "int8")
 def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: str = "half") -> Trained:
     """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
 
-    `precision` "half" keeps weights in fp16 but for the VQ-VAE's encoder, background and codebook, on which every token
-    hangs; "int8"
-    besides keeps MAGE's matrices as whole numbers of -127 to 127 with a scale for each row; "full" keeps them as they are.
-    The card holds `about`, both configurations and the file's SHA-256. ValueError for another precision.
+    `precision` "half" keeps weights in fp16, but for the VQ-VAE's encoder, background and codebook, on which every
+    token depends; "int8" keeps MAGE's matrices besides as whole numbers of -127 to 127 with a scale for each row;
+    "full" keeps all weights as they are. The card holds `about`, both configurations, the precision and the file's
+    SHA-256. ValueError for another precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -175,7 +175,7 @@ ROW_SCALES = ".row_scales"
 
 
 def _in_whole_numbers(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (m n) as int8 (m n) and a scale for each row (m 1), fp32: their product is the matrix, but for rounding."""
+    """A matrix (m n) as int8 (m n) and a scale for each row (m 1): their product is the matrix, but for rounding."""
     scales = matrix.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
     return (matrix / scales).round().to(torch.int8), scales
 
@@ -188,8 +188,8 @@ def _from_whole_numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def load(name: str | Path) -> Trained:
     """The weights of a name (`names()`) or of a .safetensors file that `save` wrote, in fp32, ready to evaluate.
 
-    CheckpointError where there are none of that name, where the file is damaged (its SHA-256 differs from its card's), or
-    where it is not one of ours (`load_released` reads the authors').
+    CheckpointError where there are none of that name, where the file is damaged (its SHA-256 differs from its card's),
+    or where it is not one of ours (`load_released` reads the authors').
     """
     path = Path(name)
     if path.suffix != ".safetensors":
@@ -387,6 +387,7 @@ def _fill(path: Path, kind: type[nn.Module], config, tensors: dict[str, Tensor],
         raise CheckpointError(f"{path} does not hold {config}. Tensors {'; '.join(faults)}. Every parameter must be "
                               "filled and every tensor used: take an undamaged released checkpoint and "
                               "the config that belongs to it")
+
     def tensor(ours: str, theirs: str) -> Tensor:
         dtype = wanted[ours].dtype
         if theirs in tensors:

@@ -193,6 +193,3 @@ def test_weights_of_another_recipe_are_not_taken_for_this_one(finished, tmp_path
     chosen = changed(PRESETS["smoke"], [*CHANGES, "mage.samples=12"])
     with pytest.raises(ValueError, match="another recipe"):
         queue.visit(finished / "single-mnist", "single-mnist", chosen, until=0.0)
-
-
-

@@ -23,9 +23,9 @@ from mage_core import batches, loop, training, weights
 from mage_core.batches import Clips, balanced, corrupted, guessed, training_batch
 from mage_core.clips import TokenClips, frame_indices, load_dataset, text_ids, token_clips
 from mage_core.files import write_whole
-from mage_core.mage import MAGE
-from mage_core.presets import PRESETS, mage_config, vqvae_config
 from mage_core.loop import Stage, TrainingStopped, fit, optimisers, read_curve, schedule
+from mage_core.mage import MAGE
+from mage_core.presets import PRESETS
 from mage_core.training import FrameSource, fingerprint, token_stillness, train_mage, train_vqvae, vqvae_quality
 from mage_core.vqvae import VQVAE
 

@@ -282,7 +282,7 @@ def draw_spec(dataset: str, split: str, index: int, seed: int = 0) -> Spec:
     index, seed = operator.index(index), operator.index(seed)
     if index < 0:
         raise ValueError(f"index {index} of split {split!r} is negative: samples are numbered from 0 on")
-    # The scene has a stream of its own, so that the first frame never hangs on the actions.
+    # The scene has a stream of its own, so that the first frame never depends on the actions.
     scene = Draws("scene", dataset, split, index, seed)
     speed = scene.inside()
     objects = _draw_objects(scene, dataset)
