@@ -151,7 +151,7 @@ def candidate_clips(dataset: MovingMNIST | CaterGen, spec: Spec | scene.Spec, sp
 
     Moving MNIST has 4 for Single, 16 Double, 64 Modified. All start where the digits stand in the sample's first
     frame, keep the distractor and have the same speed (by default the spec's); each takes its frames by its own
-    length. CATER-GEN has up to 32, see `candidate_specs`. Raises ValueError for eta outside (0, 1).
+    length. CATER-GEN has 32, see `candidate_specs`. Raises ValueError for eta outside (0, 1).
     """
     speed = spec.speed if speed is None else speed
     clip_length = dataset.clip_length if clip_length is None else clip_length
@@ -184,15 +184,15 @@ def candidate_clips(dataset: MovingMNIST | CaterGen, spec: Spec | scene.Spec, sp
 
 def candidate_specs(dataset: CaterGen, spec: scene.Spec, speed: float | None = None,
                     clip_length: int | None = None) -> tuple[scene.Spec, ...]:
-    """The sample itself, and the same scene doing what up to 31 other explicit captions say: what it is judged with.
+    """The sample itself, and the same scene doing what 31 other explicit captions say: what it is judged with.
 
     The others have as many actions, of the same durations, and no two of them ask for the same. Their places are drawn
     inside the named cells by a fixed seed, but for what their captions share with the sample's: the same action is
     done as in the sample, and another one that ends in a cell of the sample's ends at the sample's own point (drawn
     anew only where objects would collide), so that the verdict depends on the rest. Up to 8 differ in the cell of one
     action, up to 8 in the object, up to 8 in what an object does, as many as are found; all others are any captions of
-    the scene, and fewer than 31 where it has no more. One that equals the own clip to the pixel in frames 2 to T is not
-    taken. Raises ValueError for eta outside (0, 1), or a scene that has nothing else to do.
+    the scene; there are fewer than 31 where no more are found. One that equals the own clip to the pixel in frames 2
+    to T is not taken. Raises ValueError for eta outside (0, 1), or a scene that has nothing else to do.
     """
     speed = spec.speed if speed is None else speed
     return _question(dataset, spec, speed, dataset.clip_length if clip_length is None else clip_length).specs
