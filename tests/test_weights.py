@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mage_core import weights
+from mage_core import metrics, training, weights
 from mage_core.clips import load_dataset
 from mage_core.mage import MAGE
 from mage_core.presets import PRESETS, mage_config, vqvae_config
@@ -190,3 +190,16 @@ def test_foreign_files_get_the_remedy(models, tmp_path):
     save_file(tensors, foreign, metadata={"about": json.dumps({"configs": configs} | ABOUT)})
     with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a file of this project"):
         weights.load(foreign)
+
+
+@pytest.mark.parametrize("name", weights.names())
+def test_weights_that_ship_still_do_what_their_card_says(name):
+    """A change of the code that old weights do not fit would show here, and in no other test: notebooks run on smoke."""
+    shipped = weights.load(name)
+    rows = {row["name"]: row for row in shipped.card["results"]}
+    batch = metrics.evaluation_batch(shipped.dataset, "test", range(12))
+    makers = (metrics.reconstruction(shipped.vqvae), training.generator(shipped.vqvae, shipped.mage),
+              metrics.first_frame_repeated())
+    found, made, still = (metrics.evaluate_videos(each.videos(batch), batch.truth) for each in makers)
+    assert abs(found.psnr_frames - rows["VQ-VAE reconstruction"]["psnr_frames"]) < 1.5
+    assert made.psnr_frames > still.psnr_frames + 1
