@@ -452,3 +452,25 @@ def _known(dataset: str) -> str:
     if dataset not in _VOCABULARIES:
         raise ValueError(f"unknown dataset {dataset!r}: captions are known for {', '.join(DATASETS)}")
     return dataset
+
+
+class Spoken:
+    """The captions' side of a dataset of this grammar, which has a `name`."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words of the captions; a word's place is its token id."""
+        return vocabulary(self.name)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a caption, [CLS] and [SEP] included."""
+        return context_length(self.name)
+
+    def encode(self, sentence: str) -> list[int]:
+        """Token ids of a sentence; CaptionError for one that does not parse."""
+        return encode(sentence, self.name)
+
+    def tidy(self, sentence: str) -> str:
+        """A sentence as the dataset's captions are written; CaptionError for one that does not parse."""
+        return format_caption(parse(sentence, self.name), self.name)

@@ -89,7 +89,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class MovingMNIST:
+class MovingMNIST(captions.Spoken):
     """One of the three datasets, on a named digit set. Raises ValueError for an unknown name of either."""
 
     name: str
@@ -105,16 +105,6 @@ class MovingMNIST:
         check_name(self.digit_set)
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The words of the captions; a word's place is its token id."""
-        return captions.vocabulary(self.name)
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens of a caption, [CLS] and [SEP] included."""
-        return captions.context_length(self.name)
-
-    @property
     def content(self) -> str:
         """The digit set and its checksum: what frames are made of."""
         return f"{self.digit_set} {self.digits.checksum}"
@@ -128,14 +118,6 @@ class MovingMNIST:
     def about(self) -> dict:
         """What a card tells of the dataset; `clips.described` makes it again."""
         return {"dataset": self.name, "digit_set": self.digit_set}
-
-    def encode(self, sentence: str) -> list[int]:
-        """Token ids of a sentence; CaptionError for one that does not parse."""
-        return captions.encode(sentence, self.name)
-
-    def tidy(self, sentence: str) -> str:
-        """A sentence as the dataset's captions are written; CaptionError for one that does not parse."""
-        return captions.format_caption(captions.parse(sentence, self.name), self.name)
 
     @property
     def digits(self) -> DigitSet:

@@ -482,7 +482,7 @@ def _check_dataset(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class CaterGen:
+class CaterGen(captions.Spoken):
     """CATER-GEN-v1 or v2, with explicit or ambiguous captions, drawn at `image_size`.
 
     Raises ValueError for an unknown name or mode, or an image size that is no multiple of 8 from 16 to 1024.
@@ -509,16 +509,6 @@ class CaterGen:
         return dict(zip(("train", "test"), _SIZES[self.name]))
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The words of the captions; a word's place is its token id."""
-        return captions.vocabulary(self.name)
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens of a caption, [CLS] and [SEP] included."""
-        return captions.context_length(self.name)
-
-    @property
     def content(self) -> str:
         """What frames are made of: rules and renderer in their version, and the size."""
         return f"drawn by version {VERSION} at {self.image_size}"
@@ -532,14 +522,6 @@ class CaterGen:
     def about(self) -> dict:
         """What a card tells of the dataset; `clips.described` makes it again."""
         return {"dataset": self.name, "mode": self.mode, "image_size": self.image_size, "version": VERSION}
-
-    def encode(self, sentence: str) -> list[int]:
-        """Token ids of a sentence; CaptionError for one that does not parse."""
-        return captions.encode(sentence, self.name)
-
-    def tidy(self, sentence: str) -> str:
-        """A sentence as the dataset's captions are written; CaptionError for one that does not parse."""
-        return captions.format_caption(captions.parse(sentence, self.name), self.name)
 
     def spec(self, split: str, index: int, seed: int = 0) -> Spec:
         """The sample at `index` of `split`; see `draw_spec`."""
