@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -302,7 +303,31 @@ class MAGE(nn.Module):
                 new, given = self.visual_tokens(next_ids), None
         return token_ids if codes is None else (token_ids, torch.cat(means, 1))
 
-    # ---- a start that knows the codes
+    # ---- a start that knows something
+
+    @torch.no_grad()
+    def start_from(self, other: MAGE, words: Sequence[str], other_words: Sequence[str]) -> None:
+        """Take over another model's weights, one of the same tokens and sizes whose captions may be others.
+
+        `words` and `other_words` are the two vocabularies, in order: a word known to both keeps its vector, and so does
+        each place in a caption that both have. What only this model knows stays as it is. ValueError for models that
+        differ in anything else.
+        """
+        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
+        differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
+                     if name not in ("vocabulary_size", "context_length", "dropout") and ours[name] != theirs[name]]
+        if differing:
+            raise ValueError(f"weights of another model cannot be a start: {', '.join(differing)}. Choose the preset and "
+                             "sizes of those weights, or train from nothing")
+        text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
+        state = {name: tensor.to(self.text_encoder.words.device) for name, tensor in other.state_dict().items()}
+        vectors, places = self.text_encoder.words.clone(), self.text_encoder.positions.clone()
+        for number, word in enumerate(words):
+            if word in known:
+                vectors[number] = text.words[known[word]]
+        length = min(len(places), len(text.positions))
+        places[:length] = text.positions[:length]
+        self.load_state_dict(state | {"text_encoder.words": vectors, "text_encoder.positions": places})
 
     GAIN, SHARPNESS, COPY = 4.0, 3.0, 0.05
 

@@ -63,6 +63,11 @@ def _note(title: str, card: dict, ours: dict) -> str:
     made = f"commit {card['commit']}, " if card.get("commit") else ""
     note = (f"{title}: {ours['n']:,} test pairs; preset `{card['preset']}`, {made}{minutes:.0f} minutes of training on "
             f"{card['machine'].removeprefix('machine: ')}")
+    begun, before = card.get("start"), 0.0
+    while begun:
+        before, begun = before + sum(begun["seconds"].values()) / 60, begun.get("start")
+    if before:
+        note += f", after {before:.0f} minutes of the weights that it went on from ({card['start']['dataset']})"
     if "speed" in card:
         note += f", {card['speed']['samples_per_second']:,.0f} samples/s, {card['speed']['share']:.0%} of its bf16 rate"
     if "motion_accuracy" in ours:

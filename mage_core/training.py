@@ -53,6 +53,7 @@ from mage_core.processes import ALONE, Alone, processes
 from mage_core.vqvae import VQVAE, Codebook
 
 PREPARE_SECONDS = 75.0    # on a GPU, tokens and compilation before the first step: with less left, MAGE is for later
+START = ("dataset", "preset", "command", "commit", "seconds", "sha256", "start")   # what a card tells of where it began
 DEVICE_FRAMES = 200_000   # drawn once for a GPU: of 64 x 64 they take 0.8 GB there
 
 
@@ -209,28 +210,28 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
 # ---------------------------------------------------------------- second stage
 
 def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int = 0, until: float | None = None,
-               device: torch.device | str = "cpu", progress: bool = True, start: MAGE | None = None,
+               device: torch.device | str = "cpu", progress: bool = True, start: weights.Trained | None = None,
                team: Alone = ALONE) -> tuple[MAGE, bool]:
     """Train the MAGE of a preset on tokens of a dataset's training pairs (4.2, eq. 7); (model, whether it is done).
 
-    `start` gives the weights to begin with, in place of fresh ones.
+    `start` gives the weights to begin with, in place of fresh ones (`MAGE.start_from`).
     """
     recipe, device = chosen.mage, torch.device(device)
     vqvae = vqvae.to(device).eval()
     vqvae_key = fingerprint(vqvae)
+    torch.manual_seed(seed_of(seed, "mage start"))
+    mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size))
+    if start is not None:
+        mage.start_from(start.mage, dataset.vocabulary, start.dataset.vocabulary)
+    elif recipe.code_initialisation:
+        mage.initialise_from_codes(vqvae.codebook, seed_of(seed, "codes"))
+    mage = mage.to(device)
     if not team.main:
         team.wait()   # until the main process has written the tokens
     pairs = min(available(dataset, "train", chosen.pairs), recipe.samples)   # more would never be seen
     tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=vqvae_key, progress=progress and team.main)
     if team.main:
         team.wait()
-    torch.manual_seed(seed_of(seed, "mage start"))
-    mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size))
-    if start is not None:
-        mage.load_state_dict(start.state_dict())
-    elif recipe.code_initialisation:
-        mage.initialise_from_codes(vqvae.codebook, seed_of(seed, "codes"))
-    mage = mage.to(device)
     team.copy(mage.state_dict().values())
     clips = Clips(tokens, device)
 
@@ -254,7 +255,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
                       optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay),
                       lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
                       _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": vqvae_key}
-                      | ({"start": fingerprint(start)} if start is not None else {}))
+                      | ({"start": fingerprint(start.mage)} if start is not None else {}))
         done = fit(stage, folder, until=until, progress=progress, team=team)
         if done and team.main and machine.waits(device):
             _write_speed(folder, recipe.batch, lambda: loss_of(mage, mage.guess, 0), device)
@@ -387,10 +388,14 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
         if not done:
             return None
     else:
-        vqvae = start.vqvae
+        vqvae, side = start.vqvae, 16 * start.vqvae.config.down
+        if (vqvae.config.channels, side) != (dataset.channels, dataset.image_size):
+            raise ValueError(f"weights for {side} x {side} pixels of {vqvae.config.channels} channels cannot be a start for "
+                             f"{dataset.name}, of {dataset.image_size} x {dataset.image_size} and {dataset.channels}: "
+                             "start from others, or from nothing")
     if until is not None and machine.waits(device) and until - time.monotonic() < PREPARE_SECONDS:
         return None
-    mage, done = train_mage(chosen, dataset, vqvae, folder, start=start.mage if start else None, **shared)
+    mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)
     if not done:
         return None
     path = folder / "weights.safetensors"
@@ -400,6 +405,8 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
                  "recipe": dataclasses.asdict(chosen), "command": command or "mage_core.training.train",
                  "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
                  "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
+        if start is not None:
+            about["start"] = {key: start.card[key] for key in START if key in start.card}
         if (speed := folder / "speed.json").exists():
             about["speed"] = json.loads(speed.read_text())
         weights.save(path, vqvae, mage, about, precision=chosen.precision)
@@ -487,7 +494,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="the run's folder (default: in data/cache/runs)")
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after this time; start again to go on")
     parser.add_argument("--test-clips", type=int, help="test pairs in the table (default: the preset's)")
-    parser.add_argument("--start", help="weights to go on from, by name or file, in place of training from nothing")
+    parser.add_argument("--start", help="weights to go on from, by name or file, of this dataset or of one "
+                        "whose images are of the same kind, in place of training from nothing")
     given = parser.parse_args(arguments)
 
     chosen = changed(preset(given.preset, given.dataset), given.changes)

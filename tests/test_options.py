@@ -336,6 +336,31 @@ def test_a_start_from_codes_carries_a_token_through_every_head():
             torch.testing.assert_close(carried, embedding, atol=1e-4, rtol=1e-4)
 
 
+def test_a_start_from_another_vocabulary_says_the_same_to_the_same_sentence():
+    words = ("[PAD]", "[CLS]", "[SEP]", "up", "down", "left", "then", "the", "digit")
+    order = [0, 1, 2, 8, 3, 7, 5, 6, 4]   # of the other model's words in ours, which knows one word more
+    other_words = tuple(words[i] for i in order)
+    larger = dataclasses.replace(ALL, vocabulary_size=10, context_length=11)
+    other, ours = model(seed=1), model(larger, seed=2)
+    unknown, later = ours.text_encoder.words[9].clone(), ours.text_encoder.positions[8:].clone()
+    ours.start_from(other, (*words, "and"), other_words)
+    ids, text, speed = sample()
+    with torch.no_grad():
+        expected = other(ids, torch.tensor([order.index(i) for i in text.flatten()]).view_as(text), speed).logits
+        assert torch.equal(ours(ids, text, speed).logits, expected)
+        assert not torch.equal(model(larger, seed=2)(ids, text, speed).logits, expected)
+    assert torch.equal(ours.text_encoder.words[9], unknown) and torch.equal(ours.text_encoder.positions[8:], later)
+
+
+@pytest.mark.parametrize("field, value", [("width", 24), ("axial_layers", 6), ("codebook_size", 14), ("time_bias", False)])
+def test_a_start_from_a_model_of_another_kind_is_refused(field, value):
+    ours = model(dataclasses.replace(ALL, **{field: value}))
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{field} {getattr(ALL, field)} for {value}.*train from nothing"):
+        ours.start_from(model(), "abcdefghi", "abcdefghi")
+    assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
+
+
 # ---------------------------------------------------------------- off in the released model
 
 OWN = {"shift_attention": ("offsets",), "time_bias": ("time_bias",), "speed_frequencies": ("speed_waves",),

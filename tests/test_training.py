@@ -317,7 +317,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_what_differs(single, who
     if "vqvae" in change:
         change = {"vqvae": VQVAE(whole.vqvae.config)}
     if "start" in change:
-        change = {"start": whole.mage}
+        change = {"start": SimpleNamespace(mage=whole.mage, dataset=single)}
     with pytest.raises(ValueError, match=rf"^{stage}\.pt in {tmp_path.name} was trained with another recipe \({named} "
                                          r"differ\): choose another folder with --run, or delete this one"):
         started(**{"folder": tmp_path, "single": single, "whole": whole, "stage": stage} | change)
@@ -786,6 +786,29 @@ def test_a_run_from_given_weights_keeps_their_vqvae_and_trains_their_mage_on(sin
     other = MAGE(more.mage.config).state_dict()
     fresh = max((start[name] - other[name]).abs().max().item() for name in start)
     assert 0 < moved < fresh
+
+
+def test_weights_of_one_dataset_are_a_start_for_another(smoke, tmp_path):
+    chosen = dataclasses.replace(SMOKE, mage=dataclasses.replace(SMOKE.mage, samples=4, learning_rate=1e-9))
+    double = load_dataset("double-mnist")
+    more = training.train(double, chosen, folder=tmp_path, device="cpu", progress=False, start=smoke.trained)
+    start, end = (trained.mage.state_dict() for trained in (smoke.trained, more))
+    longer = start["text_encoder.positions"].shape[0], end["text_encoder.positions"].shape[0]
+    assert longer == (11, 20)   # the captions of two digits
+    for name, tensor in start.items():
+        assert torch.allclose(end[name][:len(tensor)] if tensor.ndim else end[name], tensor, atol=2e-3), name
+    assert fingerprint(more.vqvae) == fingerprint(smoke.trained.vqvae)
+    told = more.card["start"]
+    assert told["dataset"] == "single-mnist" and told["sha256"] == smoke.trained.card["sha256"]
+
+
+def test_weights_that_do_not_fit_are_refused_as_a_start_before_any_work(single, smoke, tmp_path):
+    with pytest.raises(ValueError, match="64 x 64 pixels of 1 channels cannot be a start for cater-gen-v1"):
+        training.train(load_dataset("cater-gen-v1"), SMOKE, folder=tmp_path, progress=False, start=smoke.trained)
+    wider = dataclasses.replace(SMOKE, mage=dataclasses.replace(SMOKE.mage, width=64))
+    with pytest.raises(ValueError, match=r"width 32 for 64"):
+        training.train(single, wider, folder=tmp_path, progress=False, start=smoke.trained)
+    assert not list(tmp_path.glob("*"))
 
 
 @pytest.fixture
