@@ -75,7 +75,8 @@ def training_batch(clips: Clips, mage: MAGE, recipe: MAGERecipe, seed: int, step
     """
     size, pairs, device = recipe.batch, len(clips), clips.device
     places = np.arange(step * size, (step + 1) * size)
-    samples = np.array([_order(seed, int(epoch), pairs)[place] for epoch, place in zip(places // pairs, places % pairs)])
+    samples = np.array([_order(seed, int(epoch), pairs)[place]
+                        for epoch, place in zip(places // pairs, places % pairs)])
     draw = np.random.Generator(np.random.Philox(seed_of(seed, "clips", step)))
     dice = torch.Generator(device).manual_seed(seed_of(seed, "tokens", step))
     ids, text, speed = clips.batch(samples, draw.random(size).clip(1e-6, 1 - 1e-6))

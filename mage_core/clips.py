@@ -126,8 +126,8 @@ def load_dataset(name: str, digit_set: str = "mnist-5k", *, mode: str = "explici
         return cater.CaterGen(name, mode)
     if name in moving_mnist.DATASETS:
         return moving_mnist.MovingMNIST(name, digit_set)
-    raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(drawn)}; footage of your own needs its folder "
-                     "(videos=FOLDER, on the command line --videos FOLDER)")
+    raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(drawn)}; footage of your own needs its "
+                     "folder (videos=FOLDER, on the command line --videos FOLDER)")
 
 
 def described(about: dict) -> Dataset:
@@ -224,7 +224,8 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
         longest, made = lengths[first:end].max(), []
         for at in range(first, end, CLIPS_AT_ONCE):   # pixels of a few videos at a time, however many there are
             few = range(at, min(end, at + CLIPS_AT_ONCE))
-            frames = np.stack([_shown(int(lengths[k]), dataset.interval, dataset.clip_length, int(longest)) for k in few])
+            frames = np.stack([_shown(int(lengths[k]), dataset.interval, dataset.clip_length, int(longest))
+                               for k in few])
             made.append(encode_frames(vqvae, dataset.clips([specs[k] for k in few], frames), device))
         return np.concatenate(made)
 
@@ -307,7 +308,8 @@ def encode_frames(vqvae, frames: np.ndarray, device: torch.device | str = "cpu")
         images = torch.from_numpy(flat[first[start:start + 256]]).to(device).float() / 255
         images = images[:, None] if frames.ndim == 4 else images.permute(0, 3, 1, 2)
         with autocast(device):
-            made.append(vqvae.encode(images.contiguous(memory_format=torch.channels_last)).cpu().numpy().astype(np.uint16))
+            made.append(vqvae.encode(images.contiguous(memory_format=torch.channels_last))
+                        .cpu().numpy().astype(np.uint16))
     ids = np.concatenate(made)
     return ids[np.cumsum(~again) - 1].reshape(b, t, *ids.shape[1:])
 

@@ -66,8 +66,8 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
     at_once = CLIPS_AT_ONCE if device.type == "cpu" else 5 * CLIPS_AT_ONCE
     if len(images) > at_once:   # memory is bounded, whatever the number of videos
         seeds = range(len(images)) if seeds is None else seeds
-        return torch.cat([generate_videos(vqvae, mage, dataset, images[part], sentences[part], speeds[part], seeds[part],
-                                          device=device, decode=decode)
+        return torch.cat([generate_videos(vqvae, mage, dataset, images[part], sentences[part], speeds[part],
+                                          seeds[part], device=device, decode=decode)
                           for part in (slice(i, i + at_once) for i in range(0, len(images), at_once))])
     vqvae, mage = vqvae.to(device).eval(), mage.to(device)
     noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
@@ -103,8 +103,8 @@ def read_image(image, size: int, channels: int) -> Tensor:
     try:
         array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"image {str(image)[:40]!r} is a {type(image).__name__} that cannot be read as numbers ({error}): "
-                         "give a path, a PIL image, uint8 (H W c) or float (c H W) in [0, 1]") from error
+        raise ValueError(f"image {str(image)[:40]!r} is a {type(image).__name__} that cannot be read as numbers "
+                         f"({error}): give a path, a PIL image, uint8 (H W c) or float (c H W) in [0, 1]") from error
     if array.dtype == torch.uint8:
         array = array[..., None] if array.ndim == 2 else array
         array = array.permute(2, 0, 1).float() / 255 if array.ndim == 3 else array
@@ -116,6 +116,6 @@ def read_image(image, size: int, channels: int) -> Tensor:
     else:
         raise ValueError(f"image values are {array.dtype}: give uint8 (H W c) or float (c H W) in [0, 1]")
     if tuple(array.shape) != (channels, size, size):
-        raise ValueError(f"the image is {' x '.join(map(str, array.shape))} (c H W): these weights take {channels} x {size} x "
-                         f"{size}; resize and convert it, e.g. image.resize(({size}, {size}))")
+        raise ValueError(f"the image is {' x '.join(map(str, array.shape))} (c H W): these weights take "
+                         f"{channels} x {size} x {size}; resize and convert it, e.g. image.resize(({size}, {size}))")
     return array

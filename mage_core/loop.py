@@ -92,10 +92,12 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
         unseen.clear()
         for number, (value, norm) in zip(steps, values.tolist()):
             if not (math.isfinite(value) and math.isfinite(norm)):
-                kept = f"the last good checkpoint is {path.name} in {folder.name}" if path.exists() else "no checkpoint yet"
+                kept = (f"the last good checkpoint is {path.name} in {folder.name}" if path.exists()
+                        else "no checkpoint yet")
                 raise TrainingStopped(f"at step {number} of {stage.name} the loss is {value} and its gradient's norm "
-                                      f"{norm:g}: {kept}. The same command would stop here again: train in another folder "
-                                      f"(--run) with a lower learning rate (--set {stage.name}.learning_rate=...)")
+                                      f"{norm:g}: {kept}. The same command would stop here again: train in another "
+                                      "folder (--run) with a lower learning rate "
+                                      f"(--set {stage.name}.learning_rate=...)")
             recent.append(value)
         del recent[:-200]
 
@@ -139,7 +141,8 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
             if step == stage.steps or looked and step % 20 == 0 or looked and look_every > 20:
                 look()
                 bar.set_postfix({"loss": f"{np.mean(recent[-100:]):.3f}", **{k: f"{v:.2f}" for k, v in shown.items()},
-                                 **{k: f"{v:.2f}" for k, v in lasting.items() if k in ("psnr", "motion")}}, refresh=False)
+                                 **{k: f"{v:.2f}" for k, v in lasting.items() if k in ("psnr", "motion")}},
+                                refresh=False)
             if step % max(1, stage.watch_every // stage.batch) == 0 or step == stage.steps:
                 look()
                 now = time.monotonic()
@@ -178,7 +181,8 @@ def _save(stage: Stage, path: Path, step: int, seconds: float, recent: list[floa
 
 
 def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
-    """Load a checkpoint into a stage; (step, seconds trained so far, last losses), or (0, 0, []) where there is none."""
+    """Load a checkpoint into a stage; (step, seconds trained so far, last losses),
+    or (0, 0, []) where there is none."""
     if not path.exists():
         return 0, 0.0, []
     try:
@@ -193,8 +197,9 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
     ours = json.loads(json.dumps(stage.recipe))
     if recipe != ours:
         differing = [key for key in ours.keys() | recipe.keys() if ours.get(key) != recipe.get(key)]
-        raise ValueError(f"{path.name} in {path.parent.name} was trained with another recipe ({', '.join(sorted(differing))} "
-                         "differ): choose another folder with --run, or delete this one")
+        raise ValueError(f"{path.name} in {path.parent.name} was trained with another recipe "
+                         f"({', '.join(sorted(differing))} differ): choose another folder with --run, "
+                         "or delete this one")
     for name, part in stage.parts.items():
         part.load_state_dict(state["parts"][name])
     for optimiser, saved in zip(stage.optimisers, state["optimisers"]):

@@ -107,7 +107,8 @@ def waits(device: str | torch.device) -> bool:
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """Whether a GPU may round fp32 products to TF32 meanwhile: 10 bits, enough to train with, too few to compare with."""
+    """Whether a GPU may round fp32 products to TF32 meanwhile: 10 bits, enough to train with,
+    too few to compare with."""
     flags = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [flag.allow_tf32 for flag in flags]
     try:
@@ -120,7 +121,8 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 def matmul_rate(device: str | torch.device, size: int = 8192, rounds: int = 10) -> float:
-    """Operations a second of a product of two random bf16 matrices of size x size: what a training step is compared with."""
+    """Operations a second of a product of two random bf16 matrices of size x size:
+    what a training step is compared with."""
     device = torch.device(device)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)

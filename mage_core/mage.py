@@ -109,7 +109,8 @@ class MAGEOutput:
 
 
 class VisualTokens(nn.Module):
-    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame, rows' and columns' places."""
+    """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame,
+    rows' and columns' places."""
 
     def __init__(self, codebook_size: int, rows: int, columns: int, width: int):
         super().__init__()
@@ -173,8 +174,8 @@ class MAGE(nn.Module):
 
         `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
         0, are the input frames to use where not all t-1 are; `predict` (b s h w) bool the tokens of the frames after
-        them that the loss is taken over: then the logits are theirs alone, (n k). `weight` (b s h w) weighs each token's
-        loss instead, all of them being summed: shapes then depend on nothing that was drawn. `posterior_noise`
+        them that the loss is taken over: then the logits are theirs alone, (n k). `weight` (b s h w) weighs each
+        token's loss instead, all of them being summed: shapes then depend on nothing that was drawn. `posterior_noise`
         (b c h w), drawn where not given, is the standard normal noise of a stochastic model. ValueError for shapes that
         do not fit.
         """
@@ -228,7 +229,8 @@ class MAGE(nn.Module):
 
     @torch.no_grad()
     def guess(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, frames: Tensor, last: int) -> Tensor:
-        """The likeliest ids (b last h w) of the frames after the last few of the input frames; arguments as `forward`."""
+        """The likeliest ids (b last h w) of the frames after the last few of the input frames;
+        arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
         features, _ = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
         return likeliest(self.generator.logits(features))
@@ -243,9 +245,9 @@ class MAGE(nn.Module):
 
         Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
-        stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the mean
-        code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the model is
-        not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
+        stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the
+        mean code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the
+        model is not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
         """
         training = self.training
         try:
@@ -317,8 +319,8 @@ class MAGE(nn.Module):
         differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                      if name not in ("vocabulary_size", "context_length", "dropout") and ours[name] != theirs[name]]
         if differing:
-            raise ValueError(f"weights of another model cannot be a start: {', '.join(differing)}. Choose the preset and "
-                             "sizes of those weights, or train from nothing")
+            raise ValueError(f"weights of another model cannot be a start: {', '.join(differing)}. Choose the preset "
+                             "and sizes of those weights, or train from nothing")
         text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
         state = {name: tensor.to(self.text_encoder.words.device) for name, tensor in other.state_dict().items()}
         vectors, places = self.text_encoder.words.clone(), self.text_encoder.positions.clone()
@@ -400,7 +402,8 @@ class MAGE(nn.Module):
             raise ValueError(f"text ids have the shape {tuple(text_ids.shape)}: this model takes (b l) with b = {b} "
                              f"and l at most {config.context_length}")
         # a GPU would have to be waited for
-        if text_ids.device.type == "cpu" and not torch.compiler.is_compiling() and (text_ids == config.pad_id).all(1).any():
+        if (text_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+                and (text_ids == config.pad_id).all(1).any()):
             raise ValueError(f"text ids {text_ids.tolist()} hold a caption of padding ({config.pad_id}) alone: "
                              "every caption needs at least one word")
         if speed.shape != (b,):
@@ -454,7 +457,8 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.02) -> Tensor:
-    """Logits (... k), codes (k e) -> the mean code (... e) over the ids at least `least` times as likely as the likeliest.
+    """Logits (... k), codes (k e) -> the mean code (... e) over the ids at least `least` times as likely
+    as the likeliest.
 
     The whole distribution's mean would have the least squared error, but its long tail leaves a haze on what is empty.
     """

@@ -195,7 +195,8 @@ class MotionAnchor(nn.Module):
         return (x, torch.stack(seen, 1)) if return_attention else x
 
     def speed_vector(self, speed: Tensor) -> Tensor:
-        """Eq. 3: c = phi(eta), without a bias: speed (b,) -> (b d); optionally with sin and cos of pi eta, 2 pi eta ..."""
+        """Eq. 3: c = phi(eta), without a bias: speed (b,) -> (b d);
+        optionally with sin and cos of pi eta, 2 pi eta ..."""
         eta = rearrange(speed, "b -> b 1")
         vector = eta.to(self.speed.dtype) * self.speed
         if self.speed_waves is None:

@@ -59,7 +59,7 @@ class MAGERecipe:
     later_frames: int | None = None   # of the input frames after the first, this many a step, drawn anew; None: all
     hide_all: float = 0.0        # share of the clips whose input frames after the first are hidden entirely
     hide_some: float = 0.0       # share of the clips in which a random part of those tokens is hidden
-    own_frames: float = 0.0      # share of the clips whose later input frames are the model's own guesses, rising from 0
+    own_frames: float = 0.0      # share of clips whose later input frames are the model's own guesses, rising from 0
     balanced: bool = False       # half of the loss on tokens that differ from the first frame's
     shifts: bool = False         # the options of MAGEConfig that help to find the motion
     code_initialisation: bool = False  # embeddings and logits start from the codes' vectors
@@ -119,11 +119,11 @@ PRESETS = {
 }
 
 
-# What differs for colour videos of 128 x 128 (CATER-GEN, folders), where drawing a frame costs more than training on it.
-# On CATER-GEN-v2, 1,000 frames, one core: k-means alone 32.2 dB (16 channels), 32.4 before a background, 32.8 with 32
-# channels; after 5,000 images 33.5 dB and 10 % of the tokens change from frame to frame (20 % have a pixel that does),
-# none where no pixel changes. An encoder of 3 blocks: 33.7 dB after 12,000, but 18 % change, 6 % where nothing does.
-# Crops of 6 rows in place of 11, as many tokens: the same.
+# What differs for colour videos of 128 x 128 (CATER-GEN, folders), where drawing a frame costs more than training on
+# it. On CATER-GEN-v2, 1,000 frames, one core: k-means alone 32.2 dB (16 channels), 32.4 before a background, 32.8 with
+# 32 channels; after 5,000 images 33.5 dB and 10 % of the tokens change from frame to frame (20 % have a pixel that
+# does), none where no pixel changes. An encoder of 3 blocks: 33.7 dB after 12,000, but 18 % change, 6 % where nothing
+# does. Crops of 6 rows in place of 11, as many tokens: the same.
 COLOUR = {
     "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True},
               "mage": {"samples": 32}},
@@ -138,8 +138,8 @@ COLOUR = {
 def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
     """The preset of a name, as it is for a dataset (see `COLOUR`).
 
-    `auto` follows MAGE_PRESET where set, else takes `paper` on a GPU and `quick` on a CPU; an explicit name always wins.
-    ValueError for an unknown one, in the argument or in MAGE_PRESET.
+    `auto` follows MAGE_PRESET where set, else takes `paper` on a GPU and `quick` on a CPU; an explicit name always
+    wins. ValueError for an unknown one, in the argument or in MAGE_PRESET.
     """
     source = "preset"
     if name == "auto":
@@ -167,8 +167,8 @@ def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
         part = getattr(chosen, stage, None) if dot else chosen
         known = [entry.name for entry in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
         if not equals or field not in known or field in ("name", "vqvae", "mage"):
-            raise ValueError(f"{change!r} changes nothing that a preset has: write stage.field=value, with vqvae or mage "
-                             f"as the stage{' and one of ' + ', '.join(known) if known else ''}")
+            raise ValueError(f"{change!r} changes nothing that a preset has: write stage.field=value, with vqvae or "
+                             f"mage as the stage{' and one of ' + ', '.join(known) if known else ''}")
         before = getattr(part, field)
         try:
             value = text if isinstance(before, str) else ast.literal_eval(text)
@@ -179,8 +179,8 @@ def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
         if float in kinds and type(value) is int:
             value = float(value)
         if type(value) not in kinds:
-            raise ValueError(f"{change!r}: {text!r} must be {' or '.join(known_kind.__name__ for known_kind in kinds)}, "
-                             f"such as {before!r}")
+            raise ValueError(f"{change!r}: {text!r} must be "
+                             f"{' or '.join(known_kind.__name__ for known_kind in kinds)}, such as {before!r}")
         part = dataclasses.replace(part, **{field: value})
         chosen = dataclasses.replace(chosen, **{stage: part}) if dot else part
     return chosen

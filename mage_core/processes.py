@@ -30,8 +30,8 @@ class Alone:
     def part(self, size: int) -> slice:
         """This process' places of a batch of `size`; ValueError where it cannot be shared evenly."""
         if size % self.count:
-            raise ValueError(f"a batch of {size} cannot be shared evenly by {self.count} processes: choose a multiple of "
-                             f"{self.count} (--set mage.batch=..., vqvae.batch=...)")
+            raise ValueError(f"a batch of {size} cannot be shared evenly by {self.count} processes: choose a multiple "
+                             f"of {self.count} (--set mage.batch=..., vqvae.batch=...)")
         each = size // self.count
         return slice(self.index * each, (self.index + 1) * each)
 

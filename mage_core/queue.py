@@ -114,8 +114,8 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             stream.seek(0)
-            raise QueueError(f"{folder.name} is in use by {stream.read().strip() or 'another process'}: wait for it, or "
-                             "choose another --folder") from None
+            raise QueueError(f"{folder.name} is in use by {stream.read().strip() or 'another process'}: wait for it, "
+                             "or choose another --folder") from None
         stream.truncate(0)
         stream.write(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}\n")
         stream.flush()
@@ -175,8 +175,8 @@ def visit(entry: Path, name: str, chosen: Preset, *, until: float, command: str 
     if path.exists():
         trained = weights.load(path)
         if trained.card["recipe"] != json.loads(json.dumps(dataclasses.asdict(chosen))):
-            raise ValueError(f"the weights of {name} were trained by another recipe: choose another --folder, or delete "
-                             f"the entry's folder to train them again")
+            raise ValueError(f"the weights of {name} were trained by another recipe: choose another --folder, "
+                             f"or delete the entry's folder to train them again")
     else:
         trained = train(dataset, chosen, folder=entry, minutes=(until - time.monotonic()) / 60, command=command,
                         progress=progress)
@@ -231,7 +231,8 @@ def export(folder: Path, target: Path, names: Sequence[str] = DATASETS) -> list[
         part = content[start:start + PART_BYTES]
         parts.append(write_whole(target / f"queue.{number:02d}", lambda temporary: temporary.write_bytes(part)))
     told = {"entries": entries, "parts": {path.name: sha256(path) for path in parts}}
-    return [write_whole(target / "queue.json", lambda temporary: temporary.write_text(json.dumps(told, indent=1))), *parts]
+    return [write_whole(target / "queue.json", lambda temporary: temporary.write_text(json.dumps(told, indent=1))),
+            *parts]
 
 
 def take_up(folder: Path, source: Path) -> list[str]:

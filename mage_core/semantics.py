@@ -234,7 +234,8 @@ def _question(dataset: CaterGen, spec: scene.Spec, speed: float, clip_length: in
                 specs.append(other)
                 last.append(picture)
     if len(specs) == 1:
-        raise ValueError(f"{scene.caption(spec)!r}: no other caption fits this scene, so that nothing can be told apart")
+        raise ValueError(f"{scene.caption(spec)!r}: no other caption fits this scene, "
+                         "so that nothing can be told apart")
     numbers = np.stack([scene._first_alike(*scene.tracks(each))[indices] for each in specs])
     return _Question(dataset, tuple(specs), numbers, own,
                      tuple(zlib.compress((picture ^ own[-1]).tobytes(), 1) for picture in last))

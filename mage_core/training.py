@@ -115,8 +115,8 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
         return vqvae_quality(vqvae, held_out)
 
     stage = Stage("vqvae", "images", recipe.images, recipe.batch, {"vqvae": vqvae, "codebook": codebook},
-                  optimisers(vqvae, recipe.learning_rate), step, after, watch, max(recipe.batch, recipe.images // 20), seed,
-                  _recipe(recipe, dataset, seed, chosen.pairs))
+                  optimisers(vqvae, recipe.learning_rate), step, after, watch, max(recipe.batch, recipe.images // 20),
+                  seed, _recipe(recipe, dataset, seed, chosen.pairs))
     done = fit(stage, folder, until=until, progress=progress, team=team)
     return vqvae.eval(), done
 
@@ -148,7 +148,8 @@ class FrameSource:
         return cls(dataset, None, seed, split, indices=indices, pool=count if kept else None)
 
     def batch(self, step: int, size: int, crop: int | None = None, grid: int = 1) -> Tensor:
-        """`size` frames; with `crop`, squares of that side, cut on the token grid around a random pixel of what moves."""
+        """`size` frames; with `crop`, squares of that side, cut on the token grid
+        around a random pixel of what moves."""
         return self.cut(step, size, crop, grid)[0]
 
     def cut(self, step: int, size: int, crop: int | None = None, grid: int = 1) -> tuple[Tensor, Tensor]:
@@ -284,8 +285,8 @@ def compiled(functions: tuple[Callable, ...], wanted: str, device: torch.device,
         print(f"compiled in {took:.0f} s: a step in {1e3 * fast:.1f} ms, without {1e3 * plain:.1f} ms", flush=True)
         return made if fast < plain or wanted == "on" else functions
     except Exception as error:   # a compiler fails in as many ways as there are machines
-        print(f"torch.compile failed ({type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:200]}): "
-              "training goes on without it", flush=True)
+        print(f"torch.compile failed ({type(error).__name__}: "
+              f"{(str(error).splitlines() or ['no reason given'])[0][:200]}): training goes on without it", flush=True)
         torch.compiler.reset()
         return functions
 
@@ -303,7 +304,8 @@ def _seconds(step: Callable[[], object], device: torch.device, rounds: int = 5) 
 
 
 def fastest_kernel(mage: MAGE, batch: int) -> str | None:
-    """The attention kernel that trains a block of a model's layers fastest where it lies, measured; None if none runs."""
+    """The attention kernel that trains a block of a model's layers fastest where it lies, measured;
+    None if none runs."""
     config, device = mage.config, next(mage.parameters()).device
     x = torch.randn(batch, config.clip_length, config.rows, config.columns, config.width, device=device)
     steps, seconds = torch.arange(config.clip_length, device=device), {}
@@ -321,8 +323,8 @@ def fastest_kernel(mage: MAGE, batch: int) -> str | None:
         except RuntimeError as error:
             print(f"attention {name}: {str(error).splitlines()[0][:200]}", flush=True)
     mage.zero_grad(set_to_none=True)
-    print("attention, a block forward and back: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()),
-          flush=True)
+    print("attention, a block forward and back: "
+          + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()), flush=True)
     return min(seconds, key=seconds.get, default=None)
 
 
@@ -334,12 +336,14 @@ def _write_speed(folder: Path, batch: int, loss: Callable[[], Tensor], device: t
             loss().backward()
         flop, peak = counter.get_total_flops() / batch, machine.matmul_rate(device)
     except RuntimeError as error:   # no room left, say: what was trained is worth more than its rate
-        print(f"{rate:,.0f} samples/s; not compared with the GPU's rate ({str(error).splitlines()[0][:200]})", flush=True)
+        print(f"{rate:,.0f} samples/s; not compared with the GPU's rate ({str(error).splitlines()[0][:200]})",
+              flush=True)
         return
     told = {"samples_per_second": rate, "tflop_per_sample": flop / 1e12, "tflops": rate * flop / 1e12,
             "matmul_tflops": peak / 1e12, "share": rate * flop / peak}
     print(f"{rate:,.0f} samples/s x {told['tflop_per_sample']:.4f} TFLOP = {told['tflops']:.0f} TFLOP/s, "
-          f"{told['share']:.1%} of the {told['matmul_tflops']:.0f} TFLOP/s of a bf16 product of 8192 x 8192", flush=True)
+          f"{told['share']:.1%} of the {told['matmul_tflops']:.0f} TFLOP/s of a bf16 product of 8192 x 8192",
+          flush=True)
     (folder / "speed.json").write_text(json.dumps(told) + "\n")
 
 
@@ -390,9 +394,9 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     else:
         vqvae, side = start.vqvae, 16 * start.vqvae.config.down
         if (vqvae.config.channels, side) != (dataset.channels, dataset.image_size):
-            raise ValueError(f"weights for {side} x {side} pixels of {vqvae.config.channels} channels cannot be a start for "
-                             f"{dataset.name}, of {dataset.image_size} x {dataset.image_size} and {dataset.channels}: "
-                             "start from others, or from nothing")
+            raise ValueError(f"weights for {side} x {side} pixels of {vqvae.config.channels} channels cannot be a "
+                             f"start for {dataset.name}, of {dataset.image_size} x {dataset.image_size} and "
+                             f"{dataset.channels}: start from others, or from nothing")
     if until is not None and machine.waits(device) and until - time.monotonic() < PREPARE_SECONDS:
         return None
     mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)
@@ -421,7 +425,8 @@ def commit() -> str | None:
     top = data_folder().parent
     try:
         asked = [subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True).stdout.strip()
-                 for words in (["rev-parse", "--show-prefix", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])]
+                 for words in (["rev-parse", "--show-prefix", "HEAD"],
+                               ["status", "--porcelain", "--untracked-files=no"])]
     except (OSError, subprocess.CalledProcessError):
         return None
     return asked[0].splitlines()[-1][:12] + ("+" if asked[1] else "")
@@ -430,7 +435,8 @@ def commit() -> str | None:
 def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", progress: bool = True,
             keep: Path | None = None, until: float | None = None,
             device: torch.device | str | None = None) -> list[metrics.Row] | None:
-    """The table of supplement B for one model: MAGE, the first frame repeated, the VQ-VAE's reconstruction, the ceiling.
+    """The table of supplement B for one model: MAGE, the first frame repeated,
+    the VQ-VAE's reconstruction, the ceiling.
 
     The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for what
     the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a
@@ -448,9 +454,9 @@ def results(trained: weights.Trained, n: int | None = None, *, split: str = "tes
                             key=f"{fingerprint(vqvae)} {fingerprint(mage)}", progress=progress)
 
 
-def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed: int = 0, weights_name: str = "shipped",
-          digit_set: str = "mnist-5k", mode: str = "explicit", videos: str | Path | None = None,
-          progress: bool = True) -> weights.Trained:
+def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed: int = 0,
+          weights_name: str = "shipped", digit_set: str = "mnist-5k", mode: str = "explicit",
+          videos: str | Path | None = None, progress: bool = True) -> weights.Trained:
     """A trained model for a notebook, from the nearest place: shipped weights, this machine's run, or trained now.
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
@@ -504,9 +510,10 @@ def main(arguments: list[str] | None = None) -> None:
     if team.main:
         print(describe_machine(), describe(chosen), f"dataset {dataset.name} ({dataset.source}), seed {given.seed}",
               *([f"{team.count} processes"] if team.count > 1 else []), sep="\n", flush=True)
-    command = "python -m mage_core.training " + " ".join(without_paths(sys.argv[1:] if arguments is None else arguments))
-    trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team, command=command,
-                    start=weights.load(given.start) if given.start else None)
+    command = "python -m mage_core.training " + " ".join(
+        without_paths(sys.argv[1:] if arguments is None else arguments))
+    trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team,
+                    command=command, start=weights.load(given.start) if given.start else None)
     if not team.main:
         return
     if trained is None:

@@ -30,9 +30,9 @@ class VQVAEConfig:
     """Sizes of a VQ-VAE; `pixel_range` is what the network sees for black and white (the public range is 0 to 1).
 
     `shape` is "released" or "patch"; the last five fields are those of "patch": channels of a code, residual blocks of
-    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, the encoder's width, and the side
-    of the images' common background, from which the network sees and makes differences only (0: there is none). Raises
-    ValueError, showing the number, where a size cannot be built.
+    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, the encoder's width, and the
+    side of the images' common background, from which the network sees and makes differences only (0: there is none).
+    Raises ValueError, showing the number, where a size cannot be built.
     """
 
     channels: int
@@ -58,8 +58,8 @@ class VQVAEConfig:
             raise ValueError(f"VQVAEConfig.code_channels is {self.code_channels}: it must be 1 to the "
                              f"{self.channels * self.down ** 2} numbers of a patch")
         if self.background and (self.shape != "patch" or self.background < 0 or self.background % self.down):
-            raise ValueError(f"VQVAEConfig.background is {self.background}: it must be 0, or with the shape 'patch' the side "
-                             f"of the images, a multiple of {self.down}")
+            raise ValueError(f"VQVAEConfig.background is {self.background}: it must be 0, or with the shape 'patch' "
+                             f"the side of the images, a multiple of {self.down}")
         if self.down not in (4, 8):
             raise ValueError(f"VQVAEConfig.down is {self.down}: the encoder shrinks images by 4 (MNIST) or 8 (CATER)")
         if self.down == 8 and self.width % 4:
@@ -173,7 +173,8 @@ class PatchResidual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.residual = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 1))
+        self.residual = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+                                      nn.SiLU(), nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.residual(x)
@@ -315,8 +316,8 @@ class VQVAE(nn.Module):
             b, _, h, w = features.shape
             reconstruction = self.decoder(features).float()
             loss, none = F.mse_loss(reconstruction, images.float()), features.new_zeros((), dtype=torch.float32)
-            return VQVAEOutput(self.from_network(reconstruction.detach(), background), torch.zeros(b, h, w, dtype=torch.long), loss,
-                               loss, none, none)
+            return VQVAEOutput(self.from_network(reconstruction.detach(), background),
+                               torch.zeros(b, h, w, dtype=torch.long), loss, loss, none, none)
         token_ids = self.nearest(features)
         codes, features = self.embed(token_ids).float(), features.float()
         # straight-through: the decoder sees the code, the encoder gets the decoder's gradient
@@ -345,8 +346,9 @@ class VQVAE(nn.Module):
         if not self.config.background:
             return 0.0
         if background is None and images.shape[-2:] != self.background.shape[-2:]:
-            raise ValueError(f"images of shape {tuple(images.shape)}: this VQ-VAE knows the background of whole images, "
-                             f"{' x '.join(map(str, self.background.shape))}; for parts of them give `background` too")
+            raise ValueError(f"images of shape {tuple(images.shape)}: this VQ-VAE knows the background of whole "
+                             f"images, {' x '.join(map(str, self.background.shape))}; for parts of them give "
+                             "`background` too")
         return self.background if background is None else background
 
     def encode_network(self, images: Tensor) -> Tensor:
@@ -423,8 +425,8 @@ class Codebook(nn.Module):
     """Keeps a VQ-VAE's codes at the moving mean of the features that choose them, and restarts the unused.
 
     The exponential moving average of van den Oord et al. (2017, appendix A.1) in place of eq. 1's codebook loss: it
-    follows the encoder without a learning rate of its own. A code that fewer than `rare` features chose of late restarts
-    on one of the batch's features that are served worst, so that no code dies.
+    follows the encoder without a learning rate of its own. A code that fewer than `rare` features chose of late
+    restarts on one of the batch's features that are served worst, so that no code dies.
     """
 
     def __init__(self, vqvae: VQVAE, decay: float = 0.99, rare: float = 0.05):
@@ -445,7 +447,8 @@ class Codebook(nn.Module):
         """Features (n e) and the ids (n,) of their codes, from this training step, move the codebook."""
         features = features.float()
         # bincount would wait for a GPU
-        count = torch.zeros_like(self.count).index_add_(0, token_ids, torch.ones_like(token_ids, dtype=self.count.dtype))
+        count = torch.zeros_like(self.count).index_add_(
+            0, token_ids, torch.ones_like(token_ids, dtype=self.count.dtype))
         total = torch.zeros_like(self.total).index_add_(0, token_ids, features)
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)

@@ -158,7 +158,8 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
     for stage, model in (("vqvae", vqvae), ("mage", mage)):
         for name, tensor in model.state_dict().items():
             tensor, name = tensor.detach().cpu().contiguous(), f"{stage}.{name}"
-            exact = not tensor.is_floating_point() or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background"))
+            exact = (not tensor.is_floating_point()
+                     or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background")))
             if precision == "int8" and stage == "mage" and tensor.ndim == 2 and tensor.numel() > 1_000:
                 tensors[name], tensors[name + ROW_SCALES] = _in_whole_numbers(tensor)
             else:
@@ -213,8 +214,8 @@ def load(name: str | Path) -> Trained:
             model.load_state_dict({key.removeprefix(f"{stage}."): tensor for key, tensor in tensors.items()
                                    if key.startswith(f"{stage}.")})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train one "
-                              "with python -m mage_core.training; the authors' checkpoints load with "
+        raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train "
+                              "one with python -m mage_core.training; the authors' checkpoints load with "
                               "weights.load_released") from error
     card = {**{key: told[key] for key in DATASET if key in told}, **card}
     return Trained(models["vqvae"].eval(), models["mage"].eval(), card, path)
@@ -248,8 +249,8 @@ def load_released(path: str | Path, *, pixel_range: tuple[float, float] | None =
 
     Sizes come from the tensors' shapes. What shapes cannot tell is `pixel_range` (default: -0.5 to 0.5 for one channel,
     -1 to 1 for more), `alpha`, `beta`, and what else the two configs hold; a config given is checked against the file
-    and then used as it is. Raises CheckpointError, naming the file, the rule and the remedy, for files that are missing,
-    damaged or foreign, for tensors that are missing, of another shape or left over, and for MAGE+ checkpoints.
+    and then used as it is. Raises CheckpointError, naming the file, the rule and the remedy, for files that are
+    missing, damaged or foreign, for tensors that are missing, of another shape or left over, and for MAGE+ checkpoints.
     """
     path, tensors = Path(path), read_tensors(path)
     if not any(name.startswith(FIRST_STAGE) for name in tensors):

@@ -55,6 +55,27 @@ def test_both_training_steps_train(fast):
     assert all(parameter.isfinite().all() for parameter in mage.parameters())
 
 
+def test_the_step_of_quick_leaves_out_frames_and_tokens(monkeypatch):
+    seen = []
+    forward = bench.MAGE.forward
+    monkeypatch.setattr(bench.MAGE, "forward", lambda mage, **given: seen.append(given) or forward(mage, **given))
+    step = bench.recipe_step(32, 4)
+    for _ in range(8):
+        step()
+    assert all(len(given["frames"]) == 4 and given["predict"].shape == (4, 4, 16, 16) for given in seen)
+    share = sum(given["predict"].float().mean() for given in seen) / len(seen)
+    assert 0.1 < share < 0.6   # about 15 % of the tokens differ from the first frame's, and as many others count
+
+
+def test_drawn_clips_are_black_where_the_frames_are():
+    dataset = bench.load_dataset("single-mnist")
+    clips = bench.drawn_clips(dataset, 3)
+    assert clips.token_ids.shape == (3, 20, 16, 16) and clips.token_ids.max() < 512
+    frames = dataset.clips([dataset.spec("train", 2)], [range(20)])[0]
+    black = frames.reshape(20, 16, 4, 16, 4).max((2, 4)) == 0
+    assert ((clips.token_ids[2] == 0) == black).all() and 0.5 < black.mean() < 0.97
+
+
 def test_the_benchmark_runs_and_says_whether_both_generations_agree(monkeypatch, capsys):
     monkeypatch.setattr(bench, "in_turn", lambda ways, rounds: {name: [1.0 / (1 + i)] for i, name in enumerate(ways)})
     assert bench.benchmark_generation(32, 1, torch.device("cpu")) == pytest.approx(2.0)

@@ -69,7 +69,8 @@ def test_everything_stays_on_the_table_and_stops(spec):
     last = max(move.end for move in spec.moves)
     assert 20 <= last <= 30
     assert (at[last:] == at[last]).all() and (turned[last:] == turned[last]).all()
-    moved = {k for k in range(len(spec.objects)) if np.ptp(at[:, k], axis=0).any() or np.ptp(turned[:, k], axis=0).any()}
+    moved = {k for k in range(len(spec.objects))
+             if np.ptp(at[:, k], axis=0).any() or np.ptp(turned[:, k], axis=0).any()}
     assert moved == {move.subject for move in spec.moves}
     assert (at[-1, :, 2] == at[0, :, 2]).all()
 

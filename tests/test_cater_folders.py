@@ -164,7 +164,8 @@ def test_kth_by_its_own_split(tmp_path):
         lines.append(f"{name}\t\tframes\t1-3, 4-8" if person != 7 else f"{name}  frames  2-8,")
     lines.append("person13_handclapping_d3\t*missing*")
     (tmp_path / "00sequences.txt").write_text("\n".join(lines))
-    assert folders.write_kth_lists(tmp_path, tmp_path / "00sequences.txt") == {"train": 16, "validation": 16, "test": 17}
+    assert folders.write_kth_lists(tmp_path, tmp_path / "00sequences.txt") == {
+        "train": 16, "validation": 16, "test": 17}
     data = folders.VideoFolder(tmp_path, "kth", image_size=24)
     spec = data.spec("train", 1)
     assert spec.caption == "A person is walking."

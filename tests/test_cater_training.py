@@ -114,13 +114,14 @@ def test_captions_in_the_ambiguous_mode_train_on_the_same_tokens(trained, v1, mo
     monkeypatch.setattr(clips, "encode_frames", None)   # every token is there already
     ambiguous = load_dataset("cater-gen-v1", mode="ambiguous")
     tokens = clips.token_clips(ambiguous, trained.vqvae, "train", 3, vqvae_key="a", progress=False)
-    assert np.array_equal(tokens.token_ids, explicit.token_ids) and tokens.text_ids.tolist() != explicit.text_ids.tolist()
+    assert (np.array_equal(tokens.token_ids, explicit.token_ids)
+            and tokens.text_ids.tolist() != explicit.text_ids.tolist())
 
 
 def test_the_command_line_trains_on_cater_and_prints_the_table(tmp_path, capsys):
     command = ["--dataset", "cater-gen-v1", "--captions", "ambiguous", "--preset", "smoke", "--run", str(tmp_path)]
-    changes = ("pairs=2", "watch_clips=1", "vqvae.images=16", "vqvae.codebook_size=16", "vqvae.pool=8", "mage.samples=4",
-               "mage.evaluate_every=4")
+    changes = ("pairs=2", "watch_clips=1", "vqvae.images=16", "vqvae.codebook_size=16", "vqvae.pool=8",
+               "mage.samples=4", "mage.evaluate_every=4")
     training.main([*command, "--test-clips", "1", *(word for change in changes for word in ("--set", change))])
     out = capsys.readouterr().out
     assert "dataset cater-gen-v1 (ambiguous), seed 0" in out and "cater-gen-v1, 1 held-out test pairs" in out
@@ -137,13 +138,15 @@ def test_generate_takes_an_image_of_128_pixels_and_a_sentence(trained, v1, tmp_p
     assert video.shape == (10, 3, 128, 128) and (tmp_path / "video.gif").stat().st_size > 1000
     assert torch.equal(video[0], training.to_images(image[None])[0])
     Image.fromarray(image).save(tmp_path / "image.png")
-    assert torch.equal(mage_core.generate(tmp_path / "image.png", v1.caption(spec).upper(), 0.5, weights=trained), video)
+    assert torch.equal(mage_core.generate(tmp_path / "image.png", v1.caption(spec).upper(), 0.5, weights=trained),
+                       video)
 
 
 def test_generate_says_what_is_wrong_with_an_image_or_a_sentence(trained, v1):
     large = cater.CaterGen("cater-gen-v1", image_size=256)
     image = large.clips([large.spec("test", 3)], np.array([[0]]))[0, 0]
-    with pytest.raises(ValueError, match=r"3 x 256 x 256 \(c H W\): these weights take 3 x 128 x 128; resize.*\(128, 128\)"):
+    with pytest.raises(ValueError,
+                       match=r"3 x 256 x 256 \(c H W\): these weights take 3 x 128 x 128; resize.*\(128, 128\)"):
         mage_core.generate(image, "the snitch is rotating.", 0.5, weights=trained)
     with pytest.raises(CaptionError, match="flying"):
         mage_core.generate(image[::2, ::2], "the snitch is flying.", 0.5, weights=trained)
@@ -165,7 +168,8 @@ def test_a_folder_in_the_authors_layout_trains_unchanged(written, tmp_path, monk
     assert dataset.vocabulary == drawn.vocabulary and dataset.context_length == drawn.context_length
     for index in range(3):
         sentence = dataset.caption(dataset.spec("train", index))
-        assert sentence == drawn.caption(drawn.spec("train", index)) and dataset.encode(sentence) == drawn.encode(sentence)
+        assert (sentence == drawn.caption(drawn.spec("train", index))
+                and dataset.encode(sentence) == drawn.encode(sentence))
     trained = training.train(dataset, dataclasses.replace(TINY, pairs=100), folder=tmp_path, progress=False)
     rows = training.results(trained, 500, progress=False)
     assert [row.n for row in rows] == [2, 2, 2], "all that the folder has"

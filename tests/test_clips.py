@@ -252,7 +252,8 @@ def test_tokens_are_those_of_every_frame_and_the_captions_belong_to_them(cache, 
         assert np.array_equal(tokens.token_ids[index, shown], expected[shown]), "every frame that some speed shows"
         for frame in set(range(len(video))) - set(shown.tolist()):
             assert np.array_equal(tokens.token_ids[index, frame], expected[shown[shown < frame].max()])
-        assert (tokens.token_ids[index, len(video):] == expected[shown[-1]]).all(), "a short video goes on as its last frame"
+        assert (tokens.token_ids[index, len(video):] == expected[shown[-1]]).all(), (
+            "a short video goes on as its last frame")
         words = [word for word in tokens.text_ids[index].tolist() if word]
         assert captions.decode(words, name) == dataset.caption(spec)
     assert (tokens.interval, tokens.clip_length) == (dataset.interval, dataset.clip_length)
@@ -408,7 +409,8 @@ def test_only_frames_that_some_speed_shows_are_drawn(cache, monkeypatch):
     monkeypatch.setattr(Averages, "encode", lambda self, images: torch.zeros(len(images), 16, 16, dtype=torch.long))
     tokens = make(v1, model, count=50)
     assert all(frames == shown for _, frames in asked) and len(shown) < 31
-    assert max(number for number, _ in asked) <= clips.CLIPS_AT_ONCE, "memory for the pixels of a few videos, not of all"
+    assert max(number for number, _ in asked) <= clips.CLIPS_AT_ONCE, (
+        "memory for the pixels of a few videos, not of all")
     assert tokens.token_ids.shape == (50, 31, 16, 16) and sum(number for number, _ in asked) == 50
 
 

@@ -1,4 +1,5 @@
-"""What training does on a GPU, done on a CPU: fixed shapes, seldom looks, resident data, compilation; and without Jupyter."""
+"""What training does on a GPU, done on a CPU: fixed shapes, seldom looks, resident data, compilation;
+and without Jupyter."""
 
 import dataclasses
 import json
@@ -61,7 +62,7 @@ def test_a_run_as_on_a_gpu_ends_in_weights_and_tells_what_share_of_the_device_it
     assert speed["samples_per_second"] > 0 and speed["matmul_tflops"] > 0
     assert speed["share"] == pytest.approx(speed["tflops"] / speed["matmul_tflops"])
     config, positions = trained.mage.config, 10 * 256
-    least = 6 * positions * 12 * config.width ** 2 * config.axial_layers   # the layers' matrices alone, forward and back
+    least = 6 * positions * 12 * config.width ** 2 * config.axial_layers  # the layers' matrices alone, forward and back
     assert least / 2 < 1e12 * speed["tflop_per_sample"] < 10 * least
     out = capsys.readouterr().out
     assert "samples/s" in out and "attention, a block forward and back: plain" in out and "fused" in out
@@ -253,7 +254,8 @@ def test_where_compilation_fails_training_goes_on_without(monkeypatch, capsys):
     cpu, functions = torch.device("cpu"), (len, sum)
     assert training.compiled(functions, "on", cpu, lambda made: None) == functions
     assert "torch.compile failed (RuntimeError: no compiler)" in capsys.readouterr().out
-    assert training.compiled(functions, "auto", cpu, None) == training.compiled(functions, "off", cpu, None) == functions
+    assert (training.compiled(functions, "auto", cpu, None)
+            == training.compiled(functions, "off", cpu, None) == functions)
     monkeypatch.setattr(torch, "compile", lambda function, **options: (function,))
 
     def takes_longer(made):
@@ -275,7 +277,8 @@ def test_where_compilation_fails_training_goes_on_without(monkeypatch, capsys):
         training.compiled(functions, "maybe", cpu, None)
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler here")
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
+                    reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_layer_is_the_layer(model):
     """One layer with every option, forward and back: the whole model takes minutes to compile."""
     layer, steps = model[0].generator.layers[-1], torch.arange(3)

@@ -113,7 +113,8 @@ def test_the_module_itself_describes_its_fast_self():
 
 @pytest.mark.parametrize("module", ["machine", "bench", "training"])
 def test_a_command_is_not_imported_before_it_runs(module):
-    done = run("-W", "error", "-m", f"mage_core.{module}", "--help", folder=machine.Path(machine.__file__).parent.parent)
+    done = run("-W", "error", "-m", f"mage_core.{module}", "--help",
+               folder=machine.Path(machine.__file__).parent.parent)
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 

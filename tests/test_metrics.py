@@ -271,7 +271,8 @@ def test_cater_gets_the_same_row(name, monkeypatch):
 
 
 def test_ambiguous_captions_have_no_motion_accuracy():
-    row = metrics.evaluate(metrics.first_frame_repeated(), CaterGen("cater-gen-v1", "ambiguous", 32), n=2, progress=False)
+    row = metrics.evaluate(metrics.first_frame_repeated(), CaterGen("cater-gen-v1", "ambiguous", 32),
+                           n=2, progress=False)
     assert row.motion is None and "motion_accuracy" not in row.as_dict()
     assert "| – | – |" in metrics.table([row])
 
@@ -285,7 +286,8 @@ def test_the_ceiling_of_cater_knows_what_is_said_and_no_more(name, index, seed):
     assert all(move.end == 25 for move in answer.moves)
     # another sample of which the same is said gets the same answer
     try:
-        twin = scene.with_caption(spec, scene.caption(spec), seed=seed, ends=[20 + (seed + k) % 11 for k in range(len(spec.moves))])
+        twin = scene.with_caption(spec, scene.caption(spec), seed=seed,
+                                  ends=[20 + (seed + k) % 11 for k in range(len(spec.moves))])
     except ValueError:  # hardly any room: no twin in a hundred draws
         return
     assert [(m.x, m.y) for m in metrics.middle_of_what_is_said(twin).moves] == [(m.x, m.y) for m in answer.moves]

@@ -67,7 +67,8 @@ def test_ran_from_top_to_bottom_without_errors(notebook):
     for cell, output in outputs(notebook):
         assert output.output_type != "error", cell.source
         assert output.get("name") != "stderr", f"a warning or a bare progress bar is stored: {output.text}"
-        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), "an empty box without its kernel"
+        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), (
+            "an empty box without its kernel")
 
 
 def test_shows_pictures_and_compares_none(notebook):

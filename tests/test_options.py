@@ -352,7 +352,8 @@ def test_a_start_from_another_vocabulary_says_the_same_to_the_same_sentence():
     assert torch.equal(ours.text_encoder.words[9], unknown) and torch.equal(ours.text_encoder.positions[8:], later)
 
 
-@pytest.mark.parametrize("field, value", [("width", 24), ("axial_layers", 6), ("codebook_size", 14), ("time_bias", False)])
+@pytest.mark.parametrize("field, value",
+                         [("width", 24), ("axial_layers", 6), ("codebook_size", 14), ("time_bias", False)])
 def test_a_start_from_a_model_of_another_kind_is_refused(field, value):
     ours = model(dataclasses.replace(ALL, **{field: value}))
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}

@@ -39,7 +39,8 @@ def runs(repository, tmp_path_factory):
     top = tmp_path_factory.mktemp("processes")
     program = top / "program.py"
     program.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "MAGE_CACHE": str(top / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1",
+                   "MAGE_CACHE": str(top / "cache")}
     # what `accelerate launch` runs for several GPUs; on a CPU it would want MPI
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     found = {}

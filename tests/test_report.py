@@ -33,7 +33,8 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     note = next(line for line in table.splitlines() if line.startswith("- Single"))
     assert "20 minutes of training on two cores" in note and "2,000 test pairs" in note and "commit 0123abc" in note
     assert "0.861 to 0.890" in note and "samples/s" not in note
-    assert table.count("no weights yet") == 4 and len([line for line in table.splitlines() if line.startswith("| ")]) == 6
+    assert (table.count("no weights yet") == 4
+            and len([line for line in table.splitlines() if line.startswith("| ")]) == 6)
 
 
 def test_a_card_without_a_ceiling_or_motion_accuracy_and_from_a_gpu(tmp_path):

@@ -334,6 +334,7 @@ def test_ambiguous_captions_are_not_judged():
 
 
 def test_the_first_500_of_v2_are_judged_and_all_of_v1():
-    assert [semantics.judged(CATER["cater-gen-v2"], cater_sample("cater-gen-v2", k)) for k in (499, 500)] == [True, False]
+    assert [semantics.judged(CATER["cater-gen-v2"], cater_sample("cater-gen-v2", k))
+            for k in (499, 500)] == [True, False]
     assert semantics.judged(CATER["cater-gen-v1"], cater_sample("cater-gen-v1", 1_499))
     assert semantics.judged(MovingMNIST("single-mnist"), single(0.5, "up then down"))

@@ -76,7 +76,8 @@ def test_half_the_size_keeps_every_token(models, images, tmp_path):
     assert half < 0.8 * whole
 
 
-def test_in_8_bits_mages_matrices_are_within_half_a_step_of_their_row_and_all_else_is_as_in_half(models, images, tmp_path):
+def test_in_8_bits_mages_matrices_are_within_half_a_step_of_their_row_and_all_else_is_as_in_half(
+        models, images, tmp_path):
     trained = weights.save(tmp_path / "int8.safetensors", *models, ABOUT, precision="int8")
     half = weights.save(tmp_path / "half.safetensors", *models, ABOUT)
     assert torch.equal(trained.vqvae.encode(images), models[0].encode(images))
@@ -194,7 +195,8 @@ def test_foreign_files_get_the_remedy(models, tmp_path):
 
 @pytest.mark.parametrize("name", weights.names())
 def test_weights_that_ship_still_do_what_their_card_says(name):
-    """A change of the code that old weights do not fit would show here, and in no other test: notebooks run on smoke."""
+    """A change of the code that old weights do not fit would show here, and in no other test:
+    notebooks run on smoke."""
     shipped = weights.load(name)
     rows = {row["name"]: row for row in shipped.card["results"]}
     batch = metrics.evaluation_batch(shipped.dataset, "test", range(12))

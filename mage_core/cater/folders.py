@@ -162,8 +162,8 @@ class Language:
 
     def spec(self, split: str, index: int, seed: int = 0) -> Footage:
         """No sample: the card of trained weights describes the videos and does not hold them."""
-        raise ValueError(f"the videos of {self.name} that these weights were trained on are not here: give their folder, "
-                         f"load_dataset({self.name!r}, videos=FOLDER)")
+        raise ValueError(f"the videos of {self.name} that these weights were trained on are not here: give their "
+                         f"folder, load_dataset({self.name!r}, videos=FOLDER)")
 
 
 @dataclass(frozen=True)
