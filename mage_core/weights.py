@@ -126,6 +126,23 @@ class Trained:
         from mage_core.clips import described
         return described(self.card)
 
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The second stage's curve, a dict a line; empty where it was not kept.
+
+        Before it comes the curve of the weights that training went on from, where they were of the same dataset:
+        samples and seconds add up.
+        """
+        parts, card = [], self.card
+        while card and card["dataset"] == self.card["dataset"]:
+            parts.insert(0, card.get("curves", {}).get("mage", []))
+            card = card.get("start")
+        lines: list[dict[str, float]] = []
+        for part in parts:
+            before = lines[-1] if lines else {}
+            lines += [line | {key: line[key] + before.get(key, 0) for key in ("samples", "seconds")} for line in part]
+        return lines
+
     def add_results(self, rows: Iterable) -> None:
         """Write rows of a results table (`metrics.Row`), and the paper's figures, into the card beside the weights."""
         from mage_core.report import PAPER

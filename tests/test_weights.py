@@ -193,6 +193,19 @@ def test_foreign_files_get_the_remedy(models, tmp_path):
         weights.load(foreign)
 
 
+def test_a_curve_goes_on_from_that_of_the_weights_it_began_with_on_the_same_dataset():
+    def card(dataset, *values, **more):
+        lines = [{"samples": 10 * (k + 1), "seconds": 1.5, "psnr": value} for k, value in enumerate(values)]
+        return {"dataset": dataset, "curves": {"mage": lines}} | more
+
+    first = card("double-mnist", 1.0, start=card("single-mnist", 9.0))
+    last = card("double-mnist", 3.0, 4.0, start=card("double-mnist", 2.0, start=first))
+    told = weights.Trained(None, None, last).curve
+    assert [(line["samples"], line["seconds"], line["psnr"]) for line in told] == [
+        (10, 1.5, 1.0), (20, 3.0, 2.0), (30, 4.5, 3.0), (40, 4.5, 4.0)]
+    assert weights.Trained(None, None, {"dataset": "double-mnist"}).curve == []
+
+
 @pytest.mark.parametrize("name", weights.names())
 def test_weights_that_ship_still_do_what_their_card_says(name):
     """A change of the code that old weights do not fit would show here, and in no other test:
