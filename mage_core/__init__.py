@@ -1,4 +1,7 @@
-"""MAGE: text-image-to-video generation with motion anchors, from simulator to figures (Make It Move, CVPR 2022)."""
+"""MAGE: text-image-to-video generation with motion anchors, from simulator to figures (Make It Move, CVPR 2022).
+
+`generate(image, caption, speed, weights=...)` makes a video; `load(name)` gives trained weights.
+"""
 
 import importlib
 import sys

@@ -1,7 +1,7 @@
 """Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
 
 `smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` is meant to
-make the best that fits about 8 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch
+make the best that fits about 9 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch
 of 32. Notebook 04 tells where the numbers of `quick` come from.
 """
 

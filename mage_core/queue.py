@@ -2,9 +2,9 @@
 
     python -m mage_core.queue --minutes 9            # the next entries that are not finished, for nine minutes
     python -m mage_core.queue --list                 # how far each is, the time it took, its results
-    python -m mage_core.queue --export FOLDER        # what another machine needs to go on, in a few files
-    python -m mage_core.queue --import FOLDER        # there: take it up
     python -m mage_core.queue --publish              # finished weights to data/weights, where no better ones are
+    python -m mage_core.queue --minutes 0 --export FOLDER   # what another machine needs to go on, in a few files
+    python -m mage_core.queue --minutes 0 --import FOLDER   # there: take it up (with minutes: and go on)
 
 An entry lives in a folder of the queue's, with the files of a run (see `training`), and `visits.jsonl`: a line for each
 time that it was worked on. One command at a time: a lock, which the system takes away from a process that ends

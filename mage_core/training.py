@@ -5,7 +5,7 @@
 A run lives in one folder: `vqvae.pt`, `mage.pt` (checkpoints), `vqvae.jsonl`, `mage.jsonl` (curves),
 `weights.safetensors` and its card `weights.json`. The loop itself is in `loop`, what a step sees in `batches`.
 
-Several GPUs, or processes on a CPU, share each batch and end where one process would:
+Several GPUs share each batch and end where one process would (on a CPU: torchrun --nproc-per-node 2 -m ...):
 
     accelerate launch --num_processes 2 -m mage_core.training --dataset single-mnist --preset gpu
 
@@ -462,7 +462,8 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
     auto), "train" (never those), or a name or file for `weights.load`. `digit_set`, `mode` and `videos` are those of
-    `clips.load_dataset`. Prints what was used.
+    `clips.load_dataset`. A run in the preset's own folder that another recipe made is deleted and trained anew: give
+    runs with `--set` a `--run` of their own. Prints what was used.
     """
     if weights_name not in ("shipped", "train"):
         found = weights.load(weights_name)
