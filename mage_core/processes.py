@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Several(Alone):
 
     def __init__(self, cpu: bool):
         from accelerate import PartialState   # several processes need it, one does not
-        self.state = PartialState(cpu=cpu)
+        self.state = PartialState(cpu=cpu, timeout=timedelta(hours=12))   # one draws tokens, the others wait for them
         self.index, self.count, self.device = self.state.process_index, self.state.num_processes, self.state.device
 
     def average(self, tensors: Sequence[Tensor]) -> None:
