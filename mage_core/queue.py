@@ -255,7 +255,7 @@ def take_up(folder: Path, source: Path) -> list[str]:
         for name, found in told["entries"].items():
             if name not in DATASETS or progress_of(folder / name).rank >= Progress(**found).rank:
                 continue
-            for file in (*CHECKPOINTS, *RESULT, "evaluation.npz"):   # nothing of the old beside the new
+            for file in (*CHECKPOINTS, *SMALL, *RESULT, "evaluation.npz"):   # nothing of the old beside the new
                 (folder / name / file).unlink(missing_ok=True)
             for file in (*CHECKPOINTS, *SMALL, *RESULT, "evaluation.npz"):
                 if f"{name}/{file}" in archive.getnames():

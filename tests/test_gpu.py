@@ -19,6 +19,7 @@ from torch import nn
 
 from mage_core import evaluation, loop, machine, training
 from mage_core.batches import Clips, DeviceFrames, balanced, balanced_weights, indices_of_clips, training_batch
+from mage_core.cater import CaterGen
 from mage_core.clips import frame_indices, load_dataset, token_clips
 from mage_core.evaluation import evaluate_all
 from mage_core.mage import MAGE
@@ -332,3 +333,44 @@ def test_an_evaluation_that_was_stopped_goes_on_and_ends_as_one_in_one_go(single
     assert seen == [[0, 1], [2, 3], [4]]
     (tmp_path / "evaluation.npz").write_bytes(b"damaged")
     assert len(evaluate_all(rows, single, "test", 5, **options)) == 2
+
+
+def test_an_evaluation_is_kept_whole_and_never_taken_for_another(single, tmp_path):
+    seen = []
+
+    def videos(batch):
+        seen.append(batch.seeds)
+        return batch.truth
+
+    made, options = training.metrics.FromBatch(videos), {"keep": tmp_path / "evaluation.npz", "progress": False}
+    question = {"truth": made}, single, "test", 3
+    first, = evaluate_all(*question, **options)
+    others = (({"another": made}, *question[1:]), (question[0], load_dataset("double-mnist"), "test", 3),
+              (question[0], single, "train", 3), (question[0], single, "test", 2))
+    for other in others:
+        seen.clear()
+        again, = evaluate_all(*question, **options)
+        assert not seen and again.as_dict() == first.as_dict()
+        row, = evaluate_all(*other, **options)
+        assert len(seen) == 1 and (row.name, row.dataset, row.split, row.n) == (*other[0], other[1].name, *other[2:])
+        first, = evaluate_all(*question, **options)
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate_all(*question[:3], 0, **options)
+
+
+def test_a_killed_evaluation_keeps_its_batches_where_no_motion_is_judged_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "KEEP_SECONDS", -1.0)
+    seen = []
+
+    def videos(batch):
+        seen.append(batch.seeds)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return batch.truth
+
+    question = {"truth": training.metrics.FromBatch(videos)}, CaterGen("cater-gen-v1", "ambiguous", 32), "test", 2
+    options = {"batch_size": 1, "keep": tmp_path / "evaluation.npz", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(*question, **options)
+    row, = evaluate_all(*question, **options)
+    assert seen == [(0,), (1,), (1,)] and row.n == 2 and row.motion is None

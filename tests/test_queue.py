@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -116,6 +118,85 @@ def test_parts_are_small_and_together_the_whole(finished, tmp_path, monkeypatch)
     assert len(files) > 3 and all(path.stat().st_size <= 50_000 for path in files[1:])
     assert queue.take_up(tmp_path / "there", tmp_path / "export") == list(NAMES)
     assert tensors(tmp_path / "there", NAMES[1]).keys() == tensors(finished, NAMES[1]).keys()
+    assert set(queue.export(finished, tmp_path / "export", NAMES[:1])) == set((tmp_path / "export").iterdir())
+
+
+def begun(folder, step=1, name="single-mnist"):
+    """An entry in its first stage."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    torch.save({"step": step, "optimisers": [1.0]}, folder / name / "vqvae.pt")
+    return folder / name
+
+
+@pytest.mark.parametrize("state, arrives", [
+    ("vqvae", {*queue.SMALL, "vqvae.pt"}), ("mage", {*queue.SMALL, *queue.CHECKPOINTS}),
+    ("evaluation", {*queue.SMALL, *queue.RESULT, "evaluation.npz"}), ("finished", {*queue.SMALL, *queue.RESULT})])
+def test_all_that_a_state_needs_arrives_and_no_more(tmp_path, state, arrives):
+    entry, rank = begun(tmp_path / "here"), queue.STATES.index(state)
+    for file in queue.SMALL:
+        (entry / file).write_text("{\"seconds\": 1}\n")
+    if rank > 1:
+        torch.save({"step": 1, "optimisers": [1.0]}, entry / "mage.pt")
+    if rank > 2:
+        for file in ("weights.safetensors", "evaluation.npz"):
+            (entry / file).write_bytes(b"of the model")
+        (entry / "weights.json").write_text("{}" if state == "evaluation" else "{\"results\": []}")
+    queue.export(tmp_path / "here", tmp_path / "export")
+    queue.take_up(tmp_path / "there", tmp_path / "export")
+    there = tmp_path / "there" / "single-mnist"
+    assert queue.progress_of(there) == queue.progress_of(entry) and queue.progress_of(there).state == state
+    assert {path.name for path in there.iterdir()} == arrives
+    changed = {path.name for path in there.iterdir() if path.read_bytes() != (entry / path.name).read_bytes()}
+    assert changed == ({"vqvae.pt"} if state == "mage" else set()), "only a finished stage goes without its optimisers"
+
+
+def test_more_steps_of_a_stage_are_taken_up_and_nothing_of_the_old_stays_beside_them(tmp_path):
+    begun(tmp_path / "here", 1_200)
+    old = begun(tmp_path / "there", 1_100)
+    for file in ("error.txt", "speed.json", "weights.safetensors", "evaluation.npz"):
+        (old / file).write_text("of the old")
+    queue.export(tmp_path / "there", tmp_path / "old")
+    queue.export(tmp_path / "here", tmp_path / "new")
+    assert queue.take_up(tmp_path / "here", tmp_path / "old") == []
+    with queue.locked(tmp_path / "there"), pytest.raises(queue.QueueError, match="in use"):
+        queue.take_up(tmp_path / "there", tmp_path / "new")
+    assert queue.take_up(tmp_path / "there", tmp_path / "new") == ["single-mnist"]
+    assert [path.name for path in old.iterdir()] == ["vqvae.pt"]
+    (old / "visits.jsonl").write_text("{\"seconds\": 60}\n{\"seconds\": 30}\n")
+    assert "| single-mnist | vqvae, step 1,200 | 1.5 |" in queue.listing(tmp_path / "there")
+
+
+def test_what_is_no_entry_of_the_queue_is_not_taken_up(tmp_path):
+    begun(tmp_path, name="elsewhere")
+    (tmp_path / "here").mkdir()
+    queue.export(tmp_path / "here", tmp_path / "export", ["../elsewhere"])
+    assert queue.take_up(tmp_path / "in" / "there", tmp_path / "export") == []
+    assert not (tmp_path / "in" / "elsewhere").exists()
+
+
+def test_a_finished_entry_is_passed_over_and_each_is_exported_before_the_next_begins(finished, tmp_path, monkeypatch):
+    names, target = ("single-mnist", "double-mnist", "modified-mnist"), tmp_path / "export"
+    shutil.copytree(finished / "single-mnist", tmp_path / "queue" / "single-mnist")
+    there = []
+
+    def visit(entry, name, *args, **options):
+        there.append(sorted(json.loads((target / "queue.json").read_text())["entries"]) if target.exists() else None)
+        begun(entry.parent, name=name)
+
+    monkeypatch.setattr(queue, "visit", visit)
+    assert queue.work(tmp_path / "queue", "smoke", minutes=0.1, names=names) == ([], []), "too late to begin"
+    assert queue.work(tmp_path / "queue", "smoke", minutes=60, names=names, target=target) == (list(names[1:]), [])
+    assert there == [None, ["double-mnist"]]
+
+
+def test_a_visit_has_the_time_that_is_left_and_judges_the_whole_test_split(finished, tmp_path, monkeypatch):
+    trained, asked = weights.load(finished / "single-mnist" / "weights.safetensors"), {}
+    monkeypatch.setattr(queue, "train", lambda *args, **options: (asked.update(options), trained)[1])
+    monkeypatch.setattr(queue, "results", lambda trained, n, **options: asked.update(options, n=n))
+    until = time.monotonic() + 60_000
+    assert not queue.visit(tmp_path, "single-mnist", PRESETS["quick"], until=until, command="as told")
+    assert asked["minutes"] == pytest.approx(1_000, rel=0.1) and asked["command"] == "as told"
+    assert asked["until"] == until and asked["n"] is None
 
 
 def test_an_entry_that_fails_leaves_its_error_and_the_next_gets_its_turn(tmp_path, monkeypatch, capsys):
@@ -130,6 +211,14 @@ def test_an_entry_that_fails_leaves_its_error_and_the_next_gets_its_turn(tmp_pat
     assert "single-mnist failed" in capsys.readouterr().err and "no room left" in queue.listing(tmp_path, NAMES)
     with pytest.raises(ValueError, match="changes nothing"):
         queue.work(tmp_path, "smoke", names=NAMES, changes=["mage.nothing=1"])
+
+
+def test_the_command_tells_of_an_error_which_is_gone_once_its_entry_works(tmp_path, monkeypatch):
+    given = ["--folder", str(tmp_path), "--preset", "smoke", "--datasets", "single-mnist", "--minutes", "60"]
+    monkeypatch.setattr(queue, "visit", lambda *args, **options: 1 / 0)
+    assert queue.main(given) == 1 and (tmp_path / "single-mnist" / "error.txt").exists()
+    monkeypatch.setattr(queue, "visit", lambda *args, **options: False)
+    assert queue.main(given) == 0 and not (tmp_path / "single-mnist" / "error.txt").exists()
 
 
 HOLDER = """
@@ -172,6 +261,22 @@ def test_published_weights_never_replace_better_ones_silently(finished, tmp_path
     (tmp_path / "single-mnist.json").write_text(json.dumps(card))
     assert "in place of" in queue.publish(finished, tmp_path, NAMES[:1])["single-mnist"]
     assert weights.load(tmp_path / "single-mnist.safetensors").card["results"]
+
+
+def test_damaged_weights_are_not_published_and_force_replaces_better_ones(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, "data_folder", lambda: tmp_path)
+    shutil.copytree(finished, tmp_path / "queue")
+    damaged = tmp_path / "queue" / "single-mnist" / "weights.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(weights.CheckpointError, match="damaged"):
+        queue.publish(tmp_path / "queue", names=NAMES)
+    assert not (tmp_path / "weights").exists()
+    for words, told in (([], "published"), ([], "left alone"), (["--force"], "in place of")):
+        assert queue.main(["--folder", str(finished), "--publish", "--datasets", "double-mnist", *words]) == 0
+        assert told in capsys.readouterr().out
+    assert {path.stem for path in (tmp_path / "weights").iterdir()} == {"double-mnist"}
 
 
 def test_the_command_line_lists_exports_takes_up_and_refuses(finished, tmp_path, capsys):

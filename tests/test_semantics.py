@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mage_core import semantics
-from mage_core.cater.scene import CaterGen, caption, clauses, collide
+from mage_core.cater.scene import FRAMES, CaterGen, caption, clauses, collide
 from mage_core.clips import frame_indices
 from mage_core.metrics import evaluation_batch, to_video
 from mage_core.moving_mnist import DATASETS, Distractor, Mover, MovingMNIST, Spec
@@ -183,12 +183,21 @@ def test_batches_add_up(batch):
 @pytest.mark.parametrize("change, word", [
     (lambda video: video[0], "b t 1 64 64"), (lambda video: video[:, :1], "at least 2"),
     (lambda video: video[..., :32], "b t 1 64 64"), (lambda video: video[:1], "equal"),
-    (lambda video: video / 0, "finite"), (lambda video: video.to(torch.uint8), "finite floats"),
+    (lambda video: video / 0, "finite"), (lambda video: video + np.inf, "finite"), (lambda video: video.to(torch.uint8), "finite floats"),
 ])
 def test_bad_videos_are_named(change, word):
     batch = evaluation_batch(MovingMNIST("single-mnist"), "test", range(2))
     with pytest.raises(ValueError, match=word):
         judged(change(batch.truth), batch)
+    with pytest.raises(ValueError, match="1 speeds: they must be equal"):
+        motion_accuracy(batch.truth, batch.dataset, batch.specs, [0.5])
+
+
+def test_the_interval_is_of_what_is_right_and_chance_the_mean_of_each_sample_s():
+    one = np.ones(263, int)
+    found = semantics.MotionAccuracy(np.arange(263) < 81, one, 32 * one)
+    assert found.interval == pytest.approx((0.2553, 0.3662), abs=5e-5)   # as Newcombe's below
+    assert semantics.MotionAccuracy(one[:2] > 0, one[:2], np.array([32, 8])).chance == (1 / 32 + 1 / 8) / 2
 
 
 def test_wilson_interval_against_published_values():
@@ -307,6 +316,30 @@ def test_the_lazy_verdict_is_that_of_whole_clips(name):
     assert right["truth"] == right["noisy"] == 1.0
     assert right["still"] == right["another caption"] == right["nearer"] == 0.0
     assert result.chance == 1 / 32 and result.tied == 0
+
+
+def test_cater_is_judged_at_the_speed_and_length_asked_for_and_a_tie_is_not_right():
+    dataset, spec = CATER["cater-gen-v2"], cater_sample("cater-gen-v2", 1)
+    own, *rivals = candidate_clips(dataset, spec, 0.95, 6).clips.astype(np.float64) / 255
+    for share, right in ((0.55, 31), (0.5, 0), (0.45, 0)):
+        videos = to_video(np.stack([share * own + (1 - share) * rival for rival in rivals]).astype(np.float32)) * 255
+        assert motion_accuracy(videos, dataset, [spec] * 31, [0.95] * 31).correct.sum() == right, share
+
+
+def test_a_rival_that_differs_before_the_last_frame_only_is_taken(monkeypatch):
+    dataset = CATER["cater-gen-v1"]
+    spec = cater_sample("cater-gen-v1", 3)
+    later = replace(spec, moves=tuple(replace(move, end=50 - move.end) for move in spec.moves))
+    clips = dataset.clips([spec, later], np.tile(frame_indices(FRAMES, spec.speed, dataset.interval), (2, 1)))
+    assert (clips[0, -1] == clips[1, -1]).all() and (clips[0] != clips[1]).any()
+    monkeypatch.setattr(semantics, "_other_captions", lambda *given: iter([later]))
+    assert semantics._question.__wrapped__(dataset, spec, spec.speed, 10).specs == (spec, later)
+
+
+def test_a_scene_with_nothing_else_to_do_is_named(monkeypatch):
+    monkeypatch.setattr(semantics, "_other_captions", lambda *given: iter(()))
+    with pytest.raises(ValueError, match="no other caption fits"):
+        candidate_specs(CaterGen("cater-gen-v1", image_size=16), cater_sample("cater-gen-v1", 0))
 
 
 def test_a_rival_that_looks_like_the_own_clip_is_not_taken(monkeypatch):
