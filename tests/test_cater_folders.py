@@ -1,11 +1,14 @@
 """Folders of real videos: the authors' layout, other footage, KTH; with small clips that are made here."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
-from mage_core.cater import CaterGen, folders
+from mage_core import clips, loop, presets, training
+from mage_core.cater import CaterGen, folders, scene
 
 pytest.importorskip("av", reason="videos need PyAV, the extra `video`")
 
@@ -48,6 +51,20 @@ def test_broken_videos(tmp_path):
         list(folders.read_video(tmp_path / "y.avi"))
     with pytest.raises(ValueError, match="expected uint8"):
         folders.write_video(tmp_path / "z.avi", np.zeros((2, 8, 8, 3)))
+    for shape in ((0, 8, 8, 3), (2, 0, 8, 3), (2, 8, 0, 3)):
+        with pytest.raises(ValueError, match=r"expected uint8 \(n, H, W, 3\), each of n, H and W at least 1"):
+            folders.write_video(tmp_path / "z.avi", np.zeros(shape, np.uint8))
+
+
+def test_odd_sizes_come_back(tmp_path):
+    frames = smooth(3, (33, 47))
+    back = np.stack(list(folders.read_video(folders.write_video(tmp_path / "odd.avi", frames))))
+    assert back.shape == frames.shape and np.abs(back.astype(int) - frames).mean() < 2
+
+
+def test_a_video_that_changes_is_counted_again(tmp_path):
+    for frames in (7, 4):
+        assert folders._count(folders.write_video(tmp_path / "v.avi", smooth(frames, (24, 32)))) == frames
 
 
 # --------------------------------------------------------------------------------- the authors' layout
@@ -95,8 +112,76 @@ def test_a_stopped_run_goes_on(written):
     folders.write_folder("cater-gen-v2", written, part=(1, 2), **again)
     assert victim.read_bytes() == before
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items() if p != victim)
-    with pytest.raises(ValueError, match="was begun with"):
+    with pytest.raises(ValueError, match="was begun with.*choose another folder or the same settings"):
         folders.write_folder("cater-gen-v2", written, **{**again, "seed": 6})
+
+
+def contents(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("note", ["of an older renderer", "without any version"])
+def test_a_folder_begun_by_another_renderer_is_not_gone_on_with(written, tmp_path, monkeypatch, note):
+    root = shutil.copytree(written, tmp_path / "begun")
+    (root / "videos" / "CLEVR_new_000001.avi").unlink()
+    if note == "without any version":
+        made = json.loads((root / "made_by.json").read_text())
+        (root / "made_by.json").write_text(json.dumps({key: made[key] for key in made if key != "content"}))
+    else:
+        monkeypatch.setattr(scene, "VERSION", scene.VERSION + 1)
+    before = contents(root)
+    with pytest.raises(ValueError, match="choose another folder: this one was begun by another version"):
+        folders.write_folder("cater-gen-v2", root, sizes={"train": 2, "test": 1}, seed=5, image_size=64, progress=False)
+    assert contents(root) == before
+
+
+def test_a_download_is_not_written_over(written, tmp_path):
+    root = shutil.copytree(written, tmp_path / "download")
+    (root / "made_by.json").unlink()
+    before = contents(root)
+    with pytest.raises(ValueError, match=r"download holds test_ambiguous.json, .* and no made_by.json.*empty folder"):
+        folders.write_folder("cater-gen-v2", root, sizes={"train": 2, "test": 1}, seed=5, image_size=64, progress=False)
+    assert contents(root) == before
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".made_by.1-a.tmp.json").touch()  # what another process is about to name
+    folders.write_folder("cater-gen-v2", tmp_path / "empty", sizes={"train": 0, "test": 0}, progress=False)
+    assert (tmp_path / "empty" / "made_by.json").is_file()
+
+
+def test_scenes_are_drawn_once_and_under_a_bar(tmp_path, monkeypatch, capsys):
+    drawn, draw = [], CaterGen.spec
+
+    def spec(self, *key):
+        drawn.append((key, "scenes of cater-gen-v1" in capsys.readouterr().err))
+        return draw(self, *key)
+
+    monkeypatch.setattr(CaterGen, "spec", spec)
+    folders.write_folder("cater-gen-v1", tmp_path, sizes={"train": 1, "test": 1}, image_size=16)
+    assert [key for key, _ in drawn] == [("train", 0, 0), ("test", 0, 0)] and drawn[0][1]
+    assert "videos of cater-gen-v1" in capsys.readouterr().err
+
+
+def relisted(root, change, name="train_explicit"):
+    """A list of a folder with its entries changed."""
+    listed = json.loads((root / f"{name}.json").read_text())
+    change(listed)
+    (root / f"{name}.json").write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_caption_with_an_unknown_word_is_told_at_opening(written, tmp_path, split):
+    root = shutil.copytree(written, tmp_path / "words")
+    relisted(root, lambda listed: listed["0"].update(caption=" the cone is flying."), f"{split}_explicit")
+    with pytest.raises(ValueError, match=rf"entry 0 of .*{split}_explicit.json: unknown word 'flying'.*; correct the"):
+        folders.VideoFolder(root, "cater-gen-v2")
+    assert folders.VideoFolder(root, "cater-gen-v2", "ambiguous").sizes["train"] == 2
+    assert "flying" in folders.VideoFolder(other_name(root), "birds").vocabulary, "words of their own"
+
+
+def other_name(root):
+    for split in ("train", "test"):
+        shutil.copy(root / f"{split}_explicit.json", root / f"{split}.json")
+    return root
 
 
 # ------------------------------------------------------------------------------------- other footage
@@ -130,6 +215,60 @@ def test_any_footage_with_captions(footage):
         data.spec("test", 1)
 
 
+@pytest.mark.parametrize("part", [{"end": 13}, {"first": 4, "end": 50}, {"first": 12}])
+def test_a_part_beyond_the_videos_end_is_told_at_opening(footage, part):
+    relisted(footage, lambda listed: listed["1"].pop("end") and listed["1"].pop("first"), "train")
+    relisted(footage, lambda listed: listed["1"].update(part), "train")
+    with pytest.raises(ValueError, match="entry 1 of .*train.json has first = .* clips/a.avi has 12 frames: correct "
+                                         "the entry to 0 <= first < end <= 12"):
+        folders.VideoFolder(footage)
+    relisted(footage, lambda listed: listed["1"].update(first=11, end=12), "train")
+    data = folders.VideoFolder(footage, image_size=16)
+    assert data.video(data.spec("train", 1)).shape == (1, 16, 16, 3)
+
+
+def test_whole_videos_are_not_opened_with_their_folder(written, monkeypatch):
+    monkeypatch.setattr(folders, "_av", lambda: pytest.fail("a video was opened"))
+    folders.VideoFolder(written, "cater-gen-v2")
+
+
+def swap(listed):
+    """Two entries with each other's captions."""
+    listed["0"]["caption"], listed["1"]["caption"] = listed["1"]["caption"], listed["0"]["caption"]
+
+
+def test_the_training_captions_are_told_and_tokens_do_not_depend_on_them(footage):
+    before = folders.VideoFolder(footage)
+    relisted(footage, lambda listed: listed["0"].update(caption="  a PERSON is waving. "), "train")
+    assert folders.VideoFolder(footage).about == before.about, "the same words"
+
+    relisted(footage, swap, "train")
+    after = folders.VideoFolder(footage)
+    assert after.content == before.content and after.vocabulary == before.vocabulary
+    assert {key for key in after.about["videos"] if after.about["videos"][key] != before.about["videos"][key]} == {
+        "captions"}
+    told = json.loads(json.dumps(after.about))
+    assert clips.described(told) == after.language
+    del told["videos"]["captions"]  # as cards once were
+    assert clips.described(told) == after.language
+
+
+def test_a_run_on_corrected_captions_does_not_go_on(footage, tmp_path):
+    def stage():
+        about = training._recipe(presets.PRESETS["smoke"].mage, folders.VideoFolder(footage), 0, None)
+        part = torch.nn.Linear(1, 1)
+        optimiser = torch.optim.SGD([{"params": part.parameters(), "base": 0.0}])
+        return loop.Stage("mage", "samples", 2, 1, {"mage": part}, [optimiser], lambda number: (part.weight.sum(), {}),
+                          None, lambda: {}, 2, 0, about)
+
+    assert loop.fit(stage(), tmp_path / "run", progress=False) and loop.fit(stage(), tmp_path / "run", progress=False)
+    relisted(footage, lambda listed: listed["0"].update(caption="A person is waving."), "test")
+    assert loop.fit(stage(), tmp_path / "run", progress=False)
+    relisted(footage, swap, "train")
+    with pytest.raises(ValueError, match=r"trained with another recipe \(videos differ\): choose another folder"):
+        loop.fit(stage(), tmp_path / "run", progress=False)
+
+
 @pytest.mark.parametrize(("listed", "error", "message"), [
     ({"1": {"video": "clips/a.avi", "caption": "x"}}, ValueError, "numbered without gaps"),
     ({"0": {"video": "clips/a.avi"}}, ValueError, "entry 0"),
@@ -152,8 +291,10 @@ def test_folders_that_are_not_there(tmp_path):
         folders.VideoFolder(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="has no train_explicit.json and no test_explicit.json"):
         folders.VideoFolder(tmp_path, "cater-gen-v1")
-    with pytest.raises(ValueError, match="which, of how many"):
-        folders.write_folder("cater-gen-v1", tmp_path, part=(2, 2))
+    for part in ((2, 2), (0,), (0, 1, 2), (-1, 2), (0.0, 2), 1):
+        with pytest.raises(ValueError, match="which, of how many"):
+            folders.write_folder("cater-gen-v1", tmp_path, part=part)
+    assert not list(tmp_path.iterdir())
 
 
 def test_kth_by_its_own_split(tmp_path):

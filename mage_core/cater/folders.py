@@ -57,13 +57,14 @@ def _av():
 
 
 def write_video(path: str | Path, frames: np.ndarray) -> Path:
-    """Write uint8 (n, H, W, 3) as a Motion-JPEG AVI of 24 frames a second, whole or not at all.
+    """Write uint8 (n, H, W, 3) as a Motion-JPEG AVI of 24 frames a second, whole or not at all; H and W may be odd.
 
-    Raises ValueError for another shape or type, or an odd height or width, ImportError without PyAV.
+    Raises ValueError for another shape or type, or no frame or pixel, ImportError without PyAV.
     """
     frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"frames are {frames.dtype} of shape {frames.shape}: expected uint8 (n, H, W, 3), n > 0")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"frames are {frames.dtype} of shape {frames.shape}: expected uint8 (n, H, W, 3), each of "
+                         "n, H and W at least 1")
     av = _av()
 
     def write(temporary: Path) -> None:
@@ -144,8 +145,7 @@ class Language:
 
     def encode(self, sentence: str) -> list[int]:
         """Token ids of a sentence; ValueError for a word that no caption has, or for too many words."""
-        ids = {word: number for number, word in enumerate(self.vocabulary)}
-        words = _words(sentence)
+        ids, words = self._ids, _words(sentence)
         for word in words:
             if word not in ids:
                 raise ValueError(f"unknown word {word!r} in {sentence!r}: the captions of this folder have "
@@ -154,6 +154,10 @@ class Language:
             raise ValueError(f"{sentence!r} has {len(words)} words and marks: the captions of this folder have at most "
                              f"{self.context_length - 2}")
         return [1, *(ids[word] for word in words), 2]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.vocabulary)}
 
     def tidy(self, sentence: str) -> str:
         """The sentence as the folder's captions are written; errors as in `encode`."""
@@ -172,8 +176,8 @@ class VideoFolder:
 
     `name` is cater-gen-v1 or v2 for the authors' layout (then `mode` says which captions, and the words are the
     released vocabulary), or any other word for other footage, whose vocabulary is that of its own captions. Raises
-    ValueError for an unknown mode or interval, FileNotFoundError for a folder or a list that is not there, ValueError
-    for a list that breaks the layout.
+    ValueError for an unknown mode, FileNotFoundError for a folder or a list that is not there, and for an entry of a
+    list that breaks the layout, has an unknown word or goes beyond its video's end ValueError.
     """
 
     root: str | Path
@@ -191,18 +195,49 @@ class VideoFolder:
             raise ValueError(f"unknown captions {self.mode!r}: use one of {', '.join(MODES)}")
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root}")
-        self._entries  # a broken list is told now, not after an hour of training
+        self._said  # a broken list is told now, not after an hour of training
+        self._check_ends()
+
+    @cached_property
+    def _lists(self) -> dict[str, Path]:
+        suffix = f"_{self.mode}" if self.name in DATASETS else ""
+        paths = {split: self.root / f"{split}{suffix}.json" for split in (*_SPLITS, "validation")}
+        absent = [paths[split].name for split in _SPLITS if not paths[split].is_file()]
+        if absent:
+            raise FileNotFoundError(f"{self.root} has no {' and no '.join(absent)}; a folder of videos has "
+                                    f"{paths['train'].name} and {paths['test'].name} beside its videos")
+        return {split: path for split, path in paths.items() if path.is_file()}
 
     @cached_property
     def _entries(self) -> dict[str, tuple[dict, ...]]:
-        suffix = f"_{self.mode}" if self.name in DATASETS else ""
-        names = {split: f"{split}{suffix}.json" for split in (*_SPLITS, "validation")}
-        absent = [names[split] for split in _SPLITS if not (self.root / names[split]).is_file()]
-        if absent:
-            raise FileNotFoundError(f"{self.root} has no {' and no '.join(absent)}; a folder of videos has "
-                                    f"{names['train']} and {names['test']} beside its videos")
-        return {split: _entries(self.root, self.root / name)
-                for split, name in names.items() if (self.root / name).is_file()}
+        return {split: _entries(self.root, path) for split, path in self._lists.items()}
+
+    @cached_property
+    def _said(self) -> dict[str, list[list[int]]]:
+        """The captions of each split as token ids."""
+        said = {}
+        for split, entries in self._entries.items():
+            said[split] = []
+            for number, entry in enumerate(entries):
+                try:
+                    said[split].append(self.encode(entry["caption"]))
+                except ValueError as error:
+                    raise ValueError(f"entry {number} of {self._lists[split]}: {error}; correct the caption, or give "
+                                     f"footage of your own another name than {self.name}") from error
+        return said
+
+    def _check_ends(self) -> None:
+        """ValueError for an entry whose part of its video the video has not; whole videos are not opened."""
+        parts = [(split, number, entry) for split, entries in self._entries.items()
+                 for number, entry in enumerate(entries) if entry.get("first") or entry.get("end") is not None]
+        videos = sorted({entry["video"] for _, _, entry in parts})
+        frames = dict(zip(videos, _together(lambda video: _count(self.root / video), videos)))
+        for split, number, entry in parts:
+            first, end, has = entry.get("first", 0), entry.get("end"), frames[entry["video"]]
+            if max(first + 1, end or 0) > has:
+                raise ValueError(f"entry {number} of {self._lists[split]} has first = {first}, end = {end}, but "
+                                 f"{entry['video']} has {has} frames: correct the entry to 0 <= first < end <= {has}, "
+                                 "or put the whole video there")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -302,7 +337,8 @@ class VideoFolder:
         words = self.language
         return {"dataset": self.name, "mode": self.mode, "videos": {
             "sha256": self.content, "sizes": self.sizes, "image_size": self.image_size, "interval": list(self.interval),
-            "vocabulary": list(words.vocabulary), "context_length": words.context_length}}
+            "vocabulary": list(words.vocabulary), "context_length": words.context_length,
+            "captions": hashlib.sha256(json.dumps(self._said["train"]).encode()).hexdigest()}}
 
     def _frames(self, spec: Footage, wanted: Sequence[int]) -> np.ndarray:
         wanted = list(wanted)
@@ -348,9 +384,13 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
     return tuple(entries)
 
 
-@cache
 def _count(path: Path) -> int:
     """The frames of a video, counted as the packets that hold them: nothing is decoded."""
+    return _packets(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _packets(path: Path, changed: int) -> int:
     av = _av()
     try:
         with av.open(str(path)) as file:
@@ -377,34 +417,44 @@ def write_folder(name: str, root: str | Path, *, sizes: dict[str, int] | None = 
 
     `sizes` is the number of videos of each split, the paper's if left out. A run that was stopped goes on where it
     was; several processes share the work as `part` = (which, of how many). Raises ValueError for an unknown name,
-    sizes or part, or a folder that was begun with other settings.
+    sizes or part, a folder that was begun with other settings or by another version of the renderer, or one that holds
+    something else, such as the authors' download.
     """
     data = CaterGen(name, image_size=image_size)
     sizes = dict(data.sizes if sizes is None else sizes)
     if set(sizes) != set(_SPLITS) or any(not isinstance(n, int) or n < 0 for n in sizes.values()):
         raise ValueError(f"sizes {sizes}: expected a number of videos for 'train' and for 'test'")
-    if not 0 <= part[0] < part[1]:
-        raise ValueError(f"part {part}: expected (which, of how many), counted from 0")
+    if not (isinstance(part, Sequence) and len(part) == 2 and all(isinstance(n, int) for n in part)
+            and 0 <= part[0] < part[1]):
+        raise ValueError(f"part {part}: expected (which, of how many), two whole numbers, the first counted from 0")
     root = Path(root)
-    made = {"dataset": name, "sizes": sizes, "seed": seed, "image_size": image_size}
+    made = {"dataset": name, "sizes": sizes, "seed": seed, "image_size": image_size, "content": data.content}
     note = root / "made_by.json"
+    # what stands there is looked up before the note, which another process may write meanwhile, ahead of all else
+    held = sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
+    if not note.is_file() and held:
+        raise ValueError(f"{root} holds {', '.join(held[:3])}{', ...' * (len(held) > 3)} and no {note.name}: what was "
+                         "not begun here is not written over; choose a new or an empty folder")
     if note.is_file() and (before := json.loads(note.read_text())) != made:
-        raise ValueError(f"{root} was begun with {before}, not with {made}: choose another folder or the same settings")
+        remedy = ("another folder: this one was begun by another version of the renderer"
+                  if before | {"content": data.content} == made else "another folder or the same settings")
+        raise ValueError(f"{root} was begun with {before}, not with {made}: choose {remedy}")
     write_whole(note, lambda path: path.write_text(json.dumps(made)))
     videos = [(split, index) for split in _SPLITS for index in range(sizes[split])]
     paths = {key: f"videos/CLEVR_new_{number:06d}.avi" for number, key in enumerate(videos)}
+    specs = {key: data.spec(*key, seed)
+             for key in tqdm(videos, desc=f"scenes of {name}", unit="scene", disable=not progress)}
     for mode in MODES:
         said = CaterGen(name, mode)
         for split in _SPLITS:
             # the authors' captions begin with a blank
-            sentences = [said.caption(data.spec(split, index, seed)) for index in range(sizes[split])]
-            listed = {str(index): {"video": paths[split, index], "caption": f" {sentence}"}
-                      for index, sentence in enumerate(sentences)}
+            listed = {str(index): {"video": paths[split, index], "caption": f" {said.caption(specs[split, index])}"}
+                      for index in range(sizes[split])}
             text = json.dumps(listed, indent=0)
             write_whole(root / f"{split}_{mode}.json", lambda path, text=text: path.write_text(text))
     share = [key for key in videos[part[0]::part[1]] if not (root / paths[key]).is_file()]
-    for split, index in tqdm(share, desc=f"videos of {name}", unit="video", disable=not progress):
-        write_video(root / paths[split, index], data.video(data.spec(split, index, seed)))
+    for key in tqdm(share, desc=f"videos of {name}", unit="video", disable=not progress):
+        write_video(root / paths[key], data.video(specs[key]))
     return root
 
 
