@@ -211,8 +211,9 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
     """The first `count` samples of a split as tokens, from the cache or made and kept there.
 
     Only frames that some speed shows are drawn; the others get the tokens of the frame before. The cache's name is a
-    hash of the dataset, its content, the split, seed and `vqvae_key` (`training.fingerprint` of the VQ-VAE); it lies in
-    parts of `chunk` samples (see `in_parts`), which runs with more or fewer samples share.
+    hash of the dataset, its content, the split, seed, `vqvae_key` (`training.fingerprint` of the VQ-VAE) and, of a
+    folder, which frames are shown; it lies in parts of `chunk` samples (see `in_parts`), which runs with more or fewer
+    samples share. Captions are not in it: they are read anew.
     """
     specs = [dataset.spec(split, index, seed) for index in range(count)]
     lengths = np.asarray(dataset.lengths(specs))
@@ -229,7 +230,9 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
             made.append(encode_frames(vqvae, dataset.clips([specs[k] for k in few], frames), device))
         return np.concatenate(made)
 
-    key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key)
+    # what shows frames is a folder's own choice; of what is drawn here it comes with the name
+    shown = () if dataset.endless else (dataset.interval, dataset.clip_length)
+    key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key, *shown)
     tokens = np.zeros((count, int(lengths.max()), side, side), np.uint16)
     for first, part in in_parts(
             cache_folder() / f"tokens-{dataset.name}-{split}-{key}", count, make, chunk=chunk, dtype=np.uint16,

@@ -309,6 +309,30 @@ def test_the_digit_sets_name_is_in_the_key(cache):
     assert len(files(cache)) == 2
 
 
+class Chosen(MovingMNIST):
+    """A dataset whose user chooses which frames are shown, as that of a folder does; `said` stands in its captions."""
+
+    endless, said = False, "0"
+
+    def caption(self, spec):
+        return f"the digit {self.said} is moving up then down ."
+
+
+@pytest.mark.parametrize("change", [{"interval": (3.0, 6.0)}, {"clip_length": 5}], ids=["interval", "clip length"])
+def test_a_folder_shown_at_other_frames_has_tokens_of_its_own(cache, change):
+    make(Chosen("single-mnist", "mnist-5k"))
+    other = type("Other", (Chosen,), change)("single-mnist", "mnist-5k")
+    assert_same(make(other), make(other, vqvae_key="nothing of it is there"))
+    assert len(files(cache)) == 3
+
+
+def test_tokens_do_not_depend_on_captions_which_are_read_anew(cache):
+    before, model = make(Chosen("single-mnist", "mnist-5k")), Averages()
+    after = make(type("Other", (Chosen,), {"said": "1"})("single-mnist", "mnist-5k"), model)
+    assert not model.seen and np.array_equal(after.token_ids, before.token_ids)
+    assert not torch.equal(after.text_ids, before.text_ids)
+
+
 def test_the_seed_makes_other_clips(cache, single):
     assert not np.array_equal(make(single).token_ids, make(single, seed=1).token_ids)
 
