@@ -151,6 +151,17 @@ def test_the_first_frame_does_not_count(batch):
     assert judged(videos, batch).accuracy == 1.0
 
 
+def test_every_frame_from_the_second_to_the_last_can_decide():
+    dataset, spec = MovingMNIST("single-mnist"), single(0.5, "up then down")
+    found = candidate_clips(dataset, spec)
+    own, rival = found.clips[found.own] / 255, found.clips[found.names.index(("left then right",))] / 255
+    assert (own[1:] != rival[1:]).any(axis=(1, 2)).all()
+    videos = np.repeat(((own + rival) / 2)[None], 9, axis=0)   # a tie, but for a frame
+    for frame in range(1, 10):
+        videos[frame - 1, frame] = own[frame]
+    assert motion_accuracy(to_video(videos) * 255, dataset, [spec] * 9).correct.all()
+
+
 def test_another_speed_is_judged_at_that_speed():
     batch = evaluation_batch(MovingMNIST("modified-mnist"), "test", range(20))
     dataset, fast = batch.dataset, 0.95
@@ -183,7 +194,8 @@ def test_batches_add_up(batch):
 @pytest.mark.parametrize("change, word", [
     (lambda video: video[0], "b t 1 64 64"), (lambda video: video[:, :1], "at least 2"),
     (lambda video: video[..., :32], "b t 1 64 64"), (lambda video: video[:1], "equal"),
-    (lambda video: video / 0, "finite"), (lambda video: video + np.inf, "finite"), (lambda video: video.to(torch.uint8), "finite floats"),
+    (lambda video: video / 0, "finite"), (lambda video: video + np.inf, "finite"),
+    (lambda video: video.to(torch.uint8), "finite floats"),
 ])
 def test_bad_videos_are_named(change, word):
     batch = evaluation_batch(MovingMNIST("single-mnist"), "test", range(2))
