@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mage_core import captions
-from mage_core.captions import COLORS, MATERIALS, QUADRANTS, SHAPES, Action, ObjectName
+from mage_core.captions import MATERIALS, QUADRANTS, SHAPES, Action, ObjectName
 from mage_core.draws import Draws
 
 VERSION = 1          # of rules and pictures, in every cache's name: raise it when a spec or a picture changes
@@ -44,6 +44,8 @@ _ABLE = {  # who can do what
 }
 _CONTAINED = ("cone", "sphere", "snitch")
 _SIZES = {"cater-gen-v1": (3_500, 1_500), "cater-gen-v2": (24_000, 6_000)}
+_GOLDEN = ("medium gold metal cone", "small gold metal snitch")  # a scene of v1; v2 has the snitch alone
+_WHOLE, _NUMBER = (int, np.integer), (float, int, np.floating, np.integer)
 DATASETS = tuple(_SIZES)
 MODES = ("explicit", "ambiguous")
 
@@ -56,7 +58,7 @@ class SceneObject:
     """Something on the table, and where it first stands; `yaw` is in radians.
 
     Raises ValueError for a shape, size, color or material that CATER has not, a snitch that is not small, gold
-    and metal, or a place off the table.
+    and metal, anything else in gold but the medium metal cone of v1, or a place off the table.
     """
 
     shape: str
@@ -68,15 +70,20 @@ class SceneObject:
     yaw: float = 0.0
 
     def __post_init__(self):
-        for what, allowed in (("shape", SHAPES), ("size", tuple(RADII)), ("color", COLORS),
-                              ("material", MATERIALS)):
-            if getattr(self, what) not in allowed:
-                raise ValueError(f"unknown {what} {getattr(self, what)!r}: use one of {', '.join(allowed)}")
-        if self.shape == "snitch" and (self.size, self.color, self.material) != ("small", "gold", "metal"):
-            raise ValueError(f"a snitch is always small, gold and metal; got {self.name}")
+        if self.shape == "snitch":
+            if (self.size, self.color, self.material) != ("small", "gold", "metal"):
+                raise ValueError(f"a snitch is always small, gold and metal; got {self.name}")
+        else:
+            for what, allowed in (("shape", SHAPES), ("size", tuple(RADII)), ("material", MATERIALS),
+                                  ("color", tuple(RGB))):
+                if getattr(self, what) not in allowed and self.name != _GOLDEN[0]:
+                    wrong = f"unknown {what} {getattr(self, what)!r}"
+                    if self.color == "gold" and what == "color":
+                        wrong = f"there is no {self.name}, only a snitch and the {_GOLDEN[0]} of cater-gen-v1 are gold"
+                    raise ValueError(f"{wrong}: use one of {', '.join(allowed)}")
         check_place(self.x, self.y)
-        if not math.isfinite(self.yaw):
-            raise ValueError(f"yaw {self.yaw} is no angle: give radians")
+        if not (isinstance(self.yaw, _NUMBER) and math.isfinite(self.yaw)):
+            raise ValueError(f"yaw {self.yaw!r} is no angle: give a number, in radians")
 
     @property
     def name(self) -> str:
@@ -104,8 +111,8 @@ class Move:
 
     `subject` and `object` are places in the scene's list of objects; `x, y` is where a slide or a pick-place
     ends; a contain ends on its `object`. `said` holds what an ambiguous caption says of the subject and of the
-    object, in order. Raises ValueError for an unknown kind, an end outside 20 to 30, a place off the table, or
-    a place or an object that the kind does not take.
+    object, in order. Raises ValueError for an unknown kind, an end that is no whole number from 20 to 30, a place
+    off the table, a place or an object that the kind does not take, or a `said` that is no pair of tuples.
     """
 
     kind: str
@@ -119,8 +126,16 @@ class Move:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"unknown action {self.kind!r}: use one of {', '.join(KINDS)}")
-        if not ENDS[0] <= self.end <= ENDS[1]:
-            raise ValueError(f"an action ends at a frame from {ENDS[0]} to {ENDS[1]}; got {self.end}")
+        if not (isinstance(self.end, _WHOLE) and ENDS[0] <= self.end <= ENDS[1]):
+            raise ValueError(f"an action ends at a frame, a whole number from {ENDS[0]} to {ENDS[1]}; got {self.end!r}")
+        for what, value in (("subject", self.subject), ("object", self.object)):
+            if value is not None and not isinstance(value, _WHOLE) or value is None and what == "subject":
+                raise ValueError(f"{what} {value!r} is no place in the scene's list of objects: give a whole number "
+                                 "from 0 on")
+        if not (isinstance(self.said, tuple) and len(self.said) == 2
+                and isinstance(self.said[0], tuple) and isinstance(self.said[1], tuple)):
+            raise ValueError("said is a pair of tuples, words of the subject and words of the object, e.g. "
+                             f"(('red',), ()); got {self.said!r}")
         if (self.object is not None) != (self.kind == "contain"):
             raise ValueError(f"a contain has an object and no other action has; got {self}")
         if self.kind in ("slide", "pick-place"):
@@ -135,8 +150,11 @@ class Move:
 class Spec:
     """All that a sample is. `speed` is eta of the paper, in the open interval (0, 1).
 
-    Raises ValueError for objects or moves that break CATER's rules (who can do what, who can contain whom, two
-    objects of one name, one object in two actions), with what is allowed.
+    Raises ValueError for an unknown dataset or split, a negative index, and for objects or moves that break CATER's
+    rules, with what is allowed: which objects a scene has (v1 the gold cone and the snitch; v2 3 to 8, the snitch
+    among them), no two of one name or less than 0.25 apart on the table, who can do what, who can contain whom, no
+    object in two actions, nothing said that is not true. Whether moves collide is for `check_room`, which
+    `CaterGen.clips` calls. CATER's margin along the camera's directions binds drawn scenes alone.
     """
 
     dataset: str
@@ -148,16 +166,27 @@ class Spec:
     speed: float
 
     def __post_init__(self):
-        _check_dataset(self.dataset)
-        if not 0.0 < self.speed < 1.0:
-            raise ValueError(f"speed {self.speed} is outside the open interval (0, 1)")
+        _check_key(self.dataset, self.split, self.index, self.seed)
+        if not (isinstance(self.speed, _NUMBER) and 0.0 < self.speed < 1.0):
+            raise ValueError(f"speed {self.speed!r} is no number in the open interval (0, 1)")
         names = [thing.name for thing in self.objects]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"there are {names.count(name)} objects called {name!r}: each object of a scene "
                                  "needs a size, color, material and shape of its own")
-        if self.dataset == "cater-gen-v1" and sorted(t.shape for t in self.objects) != ["cone", "snitch"]:
-            raise ValueError(f"a scene of cater-gen-v1 has one cone and one snitch; got {', '.join(names)}")
+        if self.dataset == "cater-gen-v1":
+            if sorted(names) != list(_GOLDEN):
+                raise ValueError(f"a scene of cater-gen-v1 has a {' and a '.join(_GOLDEN)}, no more and no other; got "
+                                 f"{', '.join(names)}")
+        elif not 3 <= len(names) <= 8 or _GOLDEN[1] not in names or _GOLDEN[0] in names:
+            raise ValueError(f"a scene of cater-gen-v2 has 3 to 8 objects, a {_GOLDEN[1]} among them and nothing else "
+                             f"in gold; got {len(names)}: {', '.join(names)}")
+        for number, thing in enumerate(self.objects):
+            for other in self.objects[:number]:
+                free = _free(thing, other)
+                if free < CLEARANCE:
+                    raise ValueError(f"the {thing.name} and the {other.name} stand {free:.2f} apart, their radii taken "
+                                     f"off, and must stand {CLEARANCE} apart: move one of them")
         if not 1 <= len(self.moves) <= 2:
             raise ValueError(f"a video has one or two actions; got {len(self.moves)}")
         for move in self.moves:
@@ -172,12 +201,14 @@ class Spec:
 def check_place(x: float, y: float) -> None:
     """Raise ValueError for a place off the table."""
     for what, value in (("x", x), ("y", y)):
+        if not isinstance(value, _NUMBER):
+            raise ValueError(f"{what} = {value!r} is no number: give one from {-TABLE:g} to {TABLE:g}")
         if not -TABLE <= value <= TABLE:
             raise ValueError(f"{what} = {value} is off the table: x and y run from {-TABLE:g} to {TABLE:g}")
 
 
 def check_rules(objects: Sequence[SceneObject], move: Move) -> None:
-    """Raise ValueError for a move that no object of the scene could make."""
+    """Raise ValueError for a move that no object of the scene could make, or that says what is not true of it."""
     for number in (move.subject, move.object):
         if number is not None and not 0 <= number < len(objects):
             raise ValueError(f"there is no object {number}: the scene has 0 to {len(objects) - 1}")
@@ -190,6 +221,12 @@ def check_rules(objects: Sequence[SceneObject], move: Move) -> None:
         if not can_contain(subject, other):
             raise ValueError(f"the {subject.name} cannot contain the {other.name}: a cone contains a "
                              f"{', a '.join(_CONTAINED)} that is strictly smaller than itself")
+    for number, said in zip((move.subject, move.object), move.said):
+        thing = None if number is None else objects[number]
+        true = () if thing is None else (thing.size, thing.color, thing.material)
+        if said and (any(word not in true for word in said) or len(set(said)) < len(said)):
+            raise ValueError(f"{said} cannot be said of the {thing.name}: use some of {', '.join(true)}, each once"
+                             if thing else f"{said} is said of an object, and a {move.kind} has none: leave it ()")
 
 
 def can_contain(cone: SceneObject, other: SceneObject) -> bool:
@@ -268,6 +305,20 @@ def collide(objects: Sequence[SceneObject], moves: Sequence[Move]) -> bool:
     return bool(gaps(objects, moves).min() < CLEARANCE)
 
 
+def check_room(spec: Spec) -> None:
+    """Raise ValueError where two objects collide.
+
+    A sample's scene may: a guess at what the sample's own caption leaves open, as metrics make, is any that fits it.
+    """
+    free = gaps(spec.objects, spec.moves)
+    if free.min() < CLEARANCE:
+        own = draw_spec(spec.dataset, spec.split, spec.index, spec.seed)
+        if own.objects != spec.objects or clauses(own) != clauses(spec):
+            one, other = (spec.objects[k].name for k in divmod(int(free.argmin()), len(free)))
+            raise ValueError(f"the {one} and the {other} collide: {free.min():.2f} is left between them in some frame, "
+                             f"and it must be {CLEARANCE} in all; choose another place, or another end")
+
+
 # ------------------------------------------------------------------------------------------ samples
 
 
@@ -276,12 +327,8 @@ def draw_spec(dataset: str, split: str, index: int, seed: int = 0) -> Spec:
 
     Any seed, any index from 0 on. Raises ValueError for an unknown dataset or split, or a negative index.
     """
-    _check_dataset(dataset)
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: use 'train' or 'test'")
     index, seed = operator.index(index), operator.index(seed)
-    if index < 0:
-        raise ValueError(f"index {index} of split {split!r} is negative: samples are numbered from 0 on")
+    _check_key(dataset, split, index, seed)
     # The scene has a stream of its own, so that the first frame never depends on the actions.
     scene = Draws("scene", dataset, split, index, seed)
     speed = scene.inside()
@@ -313,11 +360,15 @@ def _draw_objects(draws: Draws, dataset: str) -> tuple[SceneObject, ...]:
                     return tuple(placed)
 
 
-def _apart(thing: SceneObject, other: SceneObject) -> bool:
-    dx, dy = thing.x - other.x, thing.y - other.y
+def _free(thing: SceneObject, other: SceneObject) -> float:
     # the sizes differ in height too, so that the rule in space is the weaker one at the start
-    if math.hypot(dx, dy) - thing.radius - other.radius < CLEARANCE:
+    return math.hypot(thing.x - other.x, thing.y - other.y) - thing.radius - other.radius
+
+
+def _apart(thing: SceneObject, other: SceneObject) -> bool:
+    if _free(thing, other) < CLEARANCE:
         return False
+    dx, dy = thing.x - other.x, thing.y - other.y
     return all(abs(a * dx + b * dy) >= MARGIN for a, b in _SIDEWAYS)
 
 
@@ -434,15 +485,17 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
 
     What the caption leaves open (which of several objects, where in a cell or a quadrant) is drawn by `seed`
     so that nothing collides; `ends` are the last frames of the actions, the sample's own (the first for both,
-    where there are fewer) if left out. Raises CaptionError for a sentence that does not parse and ValueError
-    for one that names no object of the scene or has no room after `tries` draws.
+    where there are fewer) if left out. Where `tries` draws find no room, and the caption fits what the scene does
+    already, it goes on doing that. Raises CaptionError for a sentence that does not parse and ValueError for one
+    that names no object of the scene or has no room.
     """
     actions = captions.parse(sentence, spec.dataset)
     readings = referents(spec.objects, actions)
     if not readings:
         raise ValueError(f"{sentence!r} does not fit the scene, which has: "
                          f"{', '.join(thing.name for thing in spec.objects)}")
-    if ends is None:
+    own_ends = ends is None
+    if own_ends:
         ends = [spec.moves[min(k, len(spec.moves) - 1)].end for k in range(len(actions))]
     if len(ends) != len(actions):
         raise ValueError(f"{len(ends)} ends for {len(actions)} actions: give one each")
@@ -452,13 +505,29 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
         moves = tuple(_as_said(draws, action, pair, end) for action, pair, end in zip(actions, reading, ends))
         if not collide(spec.objects, moves):
             return replace(spec, moves=moves)
+    for order in itertools.permutations(spec.moves):
+        if tuple((move.subject, move.object) for move in order) in readings and all(map(_fits, order, actions)):
+            moves = tuple(replace(move, said=_said(action), end=move.end if own_ends else end)
+                          for move, action, end in zip(order, actions, ends))
+            if not collide(spec.objects, moves):
+                return replace(spec, moves=moves)
     raise ValueError(f"no room in this scene for {sentence!r}: after {tries} tries two objects still come closer "
                      f"than {CLEARANCE}; choose another place")
 
 
+def _fits(move: Move, action: Action) -> bool:
+    """Whether a move does what an action says, if it is about the same objects."""
+    places = (None,) if move.x is None else ((cell(move.x), cell(move.y)), quadrant(move.x, move.y))
+    return move.kind == action.kind and action.place in places
+
+
+def _said(action: Action) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return action.subject.attributes, action.object.attributes if action.object else ()
+
+
 def _as_said(draws: Draws, action: Action, pair: tuple[int, int | None], end: int) -> Move:
     subject, other = pair
-    said = (action.subject.attributes, action.object.attributes if action.object else ())
+    said = _said(action)
     if action.place is None:
         return Move(action.kind, subject, end, object=other, said=said)
     if isinstance(action.place, str):
@@ -476,6 +545,17 @@ def _inside_cell(draws: Draws, number: int) -> float:
 def _check_dataset(name: str) -> None:
     if name not in _SIZES:
         raise ValueError(f"unknown dataset {name!r}: CATER-GEN has {', '.join(DATASETS)}")
+
+
+def _check_key(dataset: str, split: str, index: int, seed: int) -> None:
+    _check_dataset(dataset)
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}: use 'train' or 'test'")
+    for what, value in (("index", index), ("seed", seed)):
+        if not isinstance(value, _WHOLE):
+            raise ValueError(f"{what} {value!r} is no whole number: give one, e.g. 0")
+    if index < 0:
+        raise ValueError(f"index {index} of split {split!r} is negative: samples are numbered from 0 on")
 
 
 # ------------------------------------------------------------------------------------------ dataset
@@ -549,7 +629,8 @@ class CaterGen(captions.Spoken):
         """The frames `indices` (b, T) of b samples, and no others: uint8 (b, T, H, W, 3), on all cores.
 
         A frame that comes more than once is drawn once. Raises ValueError for a spec of another dataset, for
-        indices of another shape, and for a frame that a video has not.
+        one in which objects collide (`check_room`), for indices of another shape, and for a frame that a video has
+        not.
         """
         from mage_core.cater.render import render_scenes  # compiled code: only where pictures are drawn
 
@@ -566,6 +647,7 @@ class CaterGen(captions.Spoken):
         start = 0
         for row, spec in enumerate(specs):
             self._check(spec)
+            check_room(spec)
             at, turned = tracks(spec)
             # frames in which nothing has moved since the one before are one picture
             frames, back = np.unique(_first_alike(at, turned)[indices[row]], return_inverse=True)
