@@ -138,7 +138,8 @@ def matmul_rate(device: str | torch.device, size: int = 8192, rounds: int = 10) 
 
 def describe() -> str:
     """This machine in one line that begins with "machine:": CPU, cores, threads, versions, bf16, allocator, GPUs."""
-    cpu = f"{_cpu_name()}, {_usable_cores()} cores, {torch.get_num_threads()} torch threads"
+    counts = ((_usable_cores(), "core"), (torch.get_num_threads(), "torch thread"))
+    cpu = ", ".join([_cpu_name(), *(f"{number} {what}{'s' * (number != 1)}" for number, what in counts)])
     bf16 = "bf16 by AMX" if has_fast_bf16("cpu") else "no fast bf16"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     parts = [cpu, bf16, f"GPU {', '.join(gpus)}" if gpus else "no GPU",

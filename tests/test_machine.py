@@ -188,5 +188,5 @@ def test_bf16_of_other_machines(monkeypatch, tmp_path):
 def test_description_is_one_line_of_facts():
     line = machine.describe()
     assert line.startswith("machine: ") and "\n" not in line
-    assert torch.__version__ in line and f"{torch.get_num_threads()} torch threads" in line
+    assert torch.__version__ in line and f", {torch.get_num_threads()} torch thread" in line
     assert "GPU" in line
