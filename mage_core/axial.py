@@ -399,21 +399,34 @@ class AxialLayer(nn.Module):
 
 # ---------------------------------------------------------------- the transformer
 
+def sampled_frames(lengths: Tensor | int, speed: Tensor, interval: tuple[float, float], clip_length: int) -> Tensor:
+    """`clips.frame_indices` of many videos at once, on any device: frames (b,) or one number, speed (b,) in (0, 1)
+    -> (b clip_length) int64 (4.2, supplement C.2)."""
+    low, high = interval
+    last = torch.as_tensor(lengths, device=speed.device).expand(len(speed))[:, None] - 1
+    count = ((last + 1) / (low + speed[:, None].double() * (high - low))).round().clamp_(min=1)
+    place = torch.arange(clip_length, device=speed.device).minimum(count - 1)
+    # as np.linspace counts: multiples of the step, and the end itself at the end
+    picked = (place * (last / (count - 1).clamp(min=1))).floor()
+    return torch.where((place == count - 1) & (count > 1), last, picked).long()
+
+
 class AxialTransformer(nn.Module):
     """[anchor, z_1 ... z_i] -> logits of the next frame's tokens at every z (eq. 6).
 
     Options, all off in the released model: `shift_attention` (`Offsets`), `time_bias` (`TimeBias`), and `intervals`,
     the dataset's frames from one sampled frame to the next at speeds 0 and 1: then time positions say, too, how much
-    time of the video has passed at each step.
+    time of the video has passed at each step. With `video_length`, where all videos have as many frames, they say it
+    to the frame (`sampled_frames`).
     """
 
     WAVES = 64
 
     def __init__(self, *, width: int, head_width: int, layers: int, clip_length: int, rows: int, columns: int,
                  codebook_size: int, dropout: float, shift_attention: bool = False, time_bias: bool = False,
-                 intervals: tuple[float, float] | None = None):
+                 intervals: tuple[float, float] | None = None, video_length: int | None = None):
         super().__init__()
-        self.clip_length, self.intervals = clip_length, intervals
+        self.clip_length, self.intervals, self.video_length = clip_length, intervals, video_length
         self.anchor_in = nn.Linear(width, width)
         self.frames_in = nn.Linear(width, width)
         self.time_positions = nn.Parameter(torch.randn(clip_length, 1, 1, width) * width ** -0.5)
@@ -474,6 +487,9 @@ class AxialTransformer(nn.Module):
         if self.source_time is None:
             return positions
         low, high = self.intervals
-        passed = steps * (low + speed[:, None].float() * (high - low)) / low
-        waves = sinusoids(passed, self.WAVES, 1.5, 60.0)
+        if self.video_length is None:
+            passed = steps * (low + speed[:, None].float() * (high - low))
+        else:   # step i asks for frame i of the clip, counted from 0
+            passed = sampled_frames(self.video_length, speed, self.intervals, self.clip_length)[:, steps].float()
+        waves = sinusoids(passed / low, self.WAVES, 1.5, 60.0)
         return positions + self.source_time(waves.to(self.source_time.weight.dtype))[:, :, None, None]

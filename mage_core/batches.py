@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mage_core import machine
+from mage_core.axial import sampled_frames
 from mage_core.clips import TokenClips
 from mage_core.loop import seed_of
 from mage_core.machine import autocast
@@ -27,18 +28,6 @@ def sent(array: np.ndarray, device: torch.device) -> Tensor:
     """A small array on a device, without waiting for what the device still has to do."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def indices_of_clips(lengths: np.ndarray, speeds: np.ndarray, interval: tuple[float, float],
-                     clip_length: int) -> np.ndarray:
-    """`clips.frame_indices` of many videos at once: lengths (b,), speeds (b,) in (0, 1) -> (b clip_length) int64."""
-    lo, hi = interval
-    last = np.asarray(lengths) - 1
-    count = np.maximum(1, np.rint(lengths / (lo + np.asarray(speeds) * (hi - lo)))).astype(np.int64)
-    place = np.minimum(np.arange(clip_length), count[:, None] - 1)
-    # as np.linspace counts: multiples of the step, and the end itself at the end
-    picked = np.floor(place * (last / np.maximum(1, count - 1))[:, None]).astype(np.int64)
-    return np.where((place == count[:, None] - 1) & (count[:, None] > 1), last[:, None], picked)
 
 
 class Clips:
@@ -55,7 +44,8 @@ class Clips:
 
     def batch(self, samples: np.ndarray, speeds: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The clips of samples (b,) at speeds (b,): token ids (b T h w) int64, text ids (b l), speed (b,)."""
-        frames = indices_of_clips(self.source.lengths[samples], speeds, self.source.interval, self.source.clip_length)
+        frames = sampled_frames(torch.from_numpy(self.source.lengths[samples]), torch.from_numpy(speeds),
+                                self.source.interval, self.source.clip_length).numpy()
         rows = sent(samples, self.device)
         return (self.token_ids[rows[:, None], sent(frames, self.device)].long(), self.text_ids[rows],
                 sent(speeds.astype(np.float32), self.device))

@@ -58,10 +58,11 @@ class Dataset(Protocol):
     """What the rest of the house asks of a dataset: `MovingMNIST`, `CaterGen` and `VideoFolder` all have it.
 
     `name` says how captions read; `image_size` (pixels), `channels`, `interval` (frames from one sampled frame to the
-    next at speed 0 and 1) and `clip_length` say what a clip is; `sizes` the number of samples of each split, beyond
-    which `spec` goes on where the dataset is `endless`. `content` tells apart what frames are made of (it is part of
-    every cache's name), `source` is a short word of it for the names of runs, and `about` is what a card tells of it.
-    `vocabulary` and `context_length` are those of `encode`.
+    next at speed 0 and 1), `clip_length` and `video_length` (the frames of every whole video, None where they differ)
+    say what a clip is; `sizes` the number of samples of each split, beyond which `spec` goes on where the dataset is
+    `endless`. `content` tells apart what frames are made of (it is part of every cache's name), `source` is a short
+    word of it for the names of runs, and `about` is what a card tells of it. `vocabulary` and `context_length` are
+    those of `encode`.
     """
 
     name: str
@@ -71,6 +72,8 @@ class Dataset(Protocol):
     clip_length: int
     endless: bool
 
+    @property
+    def video_length(self) -> int | None: ...
     @property
     def sizes(self) -> dict[str, int]: ...
     @property
@@ -211,7 +214,7 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
     """The first `count` samples of a split as tokens, from the cache or made and kept there.
 
     Only frames that some speed shows are drawn; the others get the tokens of the frame before. The cache's name is a
-    hash of the dataset, its content, the split, seed, `vqvae_key` (`training.fingerprint` of the VQ-VAE) and, of a
+    hash of the dataset, its content, the split, seed, `vqvae_key` (`training.token_key` of the VQ-VAE) and, of a
     folder, which frames are shown; it lies in parts of `chunk` samples (see `in_parts`), which runs with more or fewer
     samples share. Captions are not in it: they are read anew.
     """

@@ -25,10 +25,11 @@ from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_fro
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last five options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last six options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
-    frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, and `hidden_token` adds
-    a token for what is not known, so that training can hide frames.
+    frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
+    `video_length` (the frames of the dataset's videos, where all have as many), and `hidden_token` adds a token for
+    what is not known, so that training can hide frames.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -56,6 +57,7 @@ class MAGEConfig:
     time_bias: bool = False
     speed_frequencies: int = 0
     intervals: tuple[float, float] | None = None
+    video_length: int | None = None
     hidden_token: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +85,9 @@ class MAGEConfig:
                              f"{self.speed_frequencies}: neither may be negative")
         if self.intervals is not None and not 0 < self.intervals[0] <= self.intervals[1]:
             raise ValueError(f"MAGEConfig.intervals is {self.intervals}: it must rise from above 0")
+        if self.video_length is not None and (self.intervals is None or self.video_length < 1):
+            raise ValueError(f"MAGEConfig.video_length is {self.video_length}: it must be at least 1 and needs "
+                             f"intervals, which are {self.intervals}")
 
     @property
     def hidden_id(self) -> int:
@@ -163,7 +168,8 @@ class MAGE(nn.Module):
         self.generator = AxialTransformer(layers=config.axial_layers, clip_length=config.clip_length,
                                           rows=config.rows, columns=config.columns,
                                           codebook_size=config.codebook_size, intervals=config.intervals,
-                                          shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
+                                          video_length=config.video_length, shift_attention=config.shift_attention,
+                                          time_bias=config.time_bias, **shared)
 
     # ---- training
 
@@ -309,15 +315,17 @@ class MAGE(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: MAGE, words: Sequence[str], other_words: Sequence[str]) -> None:
-        """Take over another model's weights, one of the same tokens and sizes whose captions may be others.
+        """Take over another model's weights, one of the same tokens and sizes whose captions (and length of videos)
+        may be others.
 
         `words` and `other_words` are the two vocabularies, in order: a word known to both keeps its vector, and so does
         each place in a caption that both have. What only this model knows stays as it is. ValueError for models that
         differ in anything else.
         """
         ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
+        may_differ = ("vocabulary_size", "context_length", "dropout", "video_length")
         differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
-                     if name not in ("vocabulary_size", "context_length", "dropout") and ours[name] != theirs[name]]
+                     if name not in may_differ and ours[name] != theirs[name]]
         if differing:
             raise ValueError(f"weights of another model cannot be a start: {', '.join(differing)}. Choose the preset "
                              "and sizes of those weights, or train from nothing")

@@ -125,6 +125,12 @@ class MovingMNIST(captions.Spoken):
         return load_digits(self.digit_set)
 
     @property
+    def video_length(self) -> int | None:
+        """The frames of every video; None where they differ, for a video ends when its digits are still."""
+        recipe = _recipe(self.name)
+        return recipe.most_frames if recipe.bounces < 0 else None
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The paper's number of pairs in each split; `spec` goes on beyond it."""
         return dict(zip(("train", "test"), _recipe(self.name).sizes))

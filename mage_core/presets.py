@@ -40,6 +40,7 @@ class VQVAERecipe:
     encoder_blocks: int = 3
     decoder_blocks: int = 3
     code_channels: int = 16
+    decoder_alone: float = 0.0   # last share of the images: codes laid anew, then they and the encoder stay as they are
     background: bool = False     # see differences from what is behind all that moves ("patch" alone)
 
 
@@ -91,9 +92,9 @@ PRESETS = {
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
-        VQVAERecipe("patch", 128, 8192, images=160_000, batch=16, learning_rate=3e-3, commitment=10.0,
-                    reconstruction=100.0, crop=11, encoder_blocks=0),
-        MAGERecipe(128, samples=15_000, batch=4, learning_rate=1e-3, dropout=0.0, muon=3.0, later_frames=3,
+        VQVAERecipe("patch", 128, 18432, images=170_000, batch=16, learning_rate=3e-3, commitment=10.0,
+                    reconstruction=100.0, crop=11, encoder_blocks=2, decoder_alone=0.3),
+        MAGERecipe(128, samples=12_000, batch=4, learning_rate=1e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=2_500),
         test_clips=500),
@@ -128,7 +129,8 @@ COLOUR = {
     "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True},
               "mage": {"samples": 32}},
     "quick": {"pairs": 2_000, "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096,
-                                        "images": 80_000}, "mage": {"samples": 9_000}},
+                                        "images": 80_000, "encoder_blocks": 0, "decoder_alone": 0.0},
+              "mage": {"samples": 9_000}},
     # 60,000 frames at 2,000 to 3,000 a second on 16 cores: half a minute
     "gpu": {"vqvae": {"pool": 60_000, "background": True, "images": 960_000, "batch": 64, "code_channels": 32}},
     "paper": {"vqvae": {"pool": 40_000}},
@@ -209,6 +211,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int) -> MAGEConfig:
         head_width=recipe.head_width, axial_layers=recipe.axial_layers, dropout=recipe.dropout,
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,
+        video_length=dataset.video_length if recipe.shifts else None,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 

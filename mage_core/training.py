@@ -90,9 +90,18 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     vqvae.codebook.requires_grad_(False)
     looks = 256 * 64 ** 2 // dataset.image_size ** 2   # as many pixels for every dataset
     held_out = FrameSource.held_out(dataset, looks, seed, kept=recipe.pool is not None).batch(0, looks).to(device)
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, object] = {}
+    alone_from = round((1 - recipe.decoder_alone) * recipe.images / recipe.batch) if recipe.decoder_alone else math.inf
+    frames_for_codes = max(1, round(1.5 * recipe.codebook_size / 512)) * 512
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
+        if number >= alone_from:   # codes and encoder stay: training disturbs what k-means finds
+            vqvae.encoder.requires_grad_(False)
+            if number == alone_from:
+                with autocast(device):   # as the decoder will get them
+                    vqvae.lay_codes((frames.batch(-3 - k, 512).to(device) for k in range(frames_for_codes // 512)),
+                                    seed)
+                team.copy(vqvae.state_dict().values())
         if warm_steps and number == warm_steps:
             vqvae.initialise(frames.batch(-1, 3_000).to(device), seed)
             team.copy(vqvae.state_dict().values())
@@ -102,13 +111,13 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
                           for whole in frames.cut(number, recipe.batch, crop, vqvae.config.down))
         with autocast(device):
             out = vqvae(images, quantise=number >= warm_steps, background=behind)
-        kept.update(features=out.features, token_ids=out.token_ids)
+        kept.update(features=out.features, token_ids=out.token_ids, number=number)
         loss = recipe.reconstruction * out.reconstruction_loss + recipe.commitment * out.commitment_loss
         every = 500 if machine.waits(device) else 20   # counting waits
         return loss, {"used": float(out.token_ids.unique().numel())} if number % every == every - 1 else {}
 
     def after() -> None:
-        if kept["features"] is not None:   # of the whole batch, and so the same in every process
+        if kept["features"] is not None and kept["number"] < alone_from:   # of the whole batch, and so the same in every process
             codebook.update(vqvae, team.gather(kept["features"]), team.gather(kept["token_ids"].flatten()))
             team.copy([codebook.count, codebook.total, vqvae.codebook])   # a GPU sums in any order
 
@@ -220,7 +229,6 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     """
     recipe, device = chosen.mage, torch.device(device)
     vqvae = vqvae.to(device).eval()
-    vqvae_key = fingerprint(vqvae)
     torch.manual_seed(seed_of(seed, "mage start"))
     mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size))
     if start is not None:
@@ -231,7 +239,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     if not team.main:
         team.wait()   # until the main process has written the tokens
     pairs = min(available(dataset, "train", chosen.pairs), recipe.samples)   # more would never be seen
-    tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=vqvae_key, progress=progress and team.main)
+    tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=token_key(vqvae), progress=progress and team.main)
     if team.main:
         team.wait()
     team.copy(mage.state_dict().values())
@@ -256,7 +264,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                       optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay),
                       lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
-                      _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": vqvae_key}
+                      _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
                       | ({"start": fingerprint(start.mage)} if start is not None else {}))
         done = fit(stage, folder, until=until, progress=progress, team=team)
         if done and team.main and machine.waits(device):
@@ -354,12 +362,22 @@ def generator(vqvae: VQVAE, mage: MAGE) -> metrics.FromBatch:
         vqvae, mage, batch.dataset, batch.images, batch.captions, batch.speeds, batch.seeds))
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of a model's configuration and every weight."""
+def fingerprint(model: nn.Module, leave_out: str | None = None) -> str:
+    """A hash of a model's configuration and every weight; without the weights whose names begin with `leave_out`."""
     found = hashlib.sha256(repr(model.config).encode())
     for name, tensor in model.state_dict().items():
+        if leave_out and name.startswith(leave_out):
+            continue
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def token_key(vqvae: VQVAE) -> str:
+    """A VQ-VAE's part of the name of a cache of tokens: what they depend on, which is all but the decoder.
+
+    Saved weights, whose decoder alone is rounded (`weights.save`), thus take up the tokens of the run that made them.
+    """
+    return fingerprint(vqvae, "decoder.")
 
 
 def _recipe(recipe, dataset, seed: int, pairs: int | None) -> dict:

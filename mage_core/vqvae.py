@@ -11,6 +11,7 @@ is here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -245,13 +246,20 @@ def nearest_code(features: Tensor, codebook: Tensor) -> Tensor:
 
         # |f - c|^2 without |f|^2, which is the same for every code
         if features.is_cuda:
-            with tf32(False):
-                return torch.addmm(codebook.square().sum(1), features, codebook.T, alpha=-2).argmin(1)
+            length = codebook.square().sum(1)
+            with tf32(False):   # a part's products take at most 1 GiB
+                return torch.cat([torch.addmm(length, part, codebook.T, alpha=-2).argmin(1)
+                                  for part in features.split(max(1, 2 ** 28 // len(codebook)))])
+        # most patches of a picture are its empty background, like its first: one of them is enough
+        same = (features == features[:1]).all(1)
+        same[:1] = False
+        asked = (~same).nonzero()[:, 0]
         # numpy's arg-min is vectorised, 16 times faster than torch's; a few rows at a time stay in the cache; and |c|^2
         # as one more column costs less than a bias that is copied to every row first
-        features = F.pad(features, (0, 1), value=1.0)
+        rows = F.pad(features[asked], (0, 1), value=1.0)
         codes = torch.cat([-2 * codebook, codebook.square().sum(1, keepdim=True)], 1).T.contiguous()
-        return torch.from_numpy(np.concatenate([(part @ codes).numpy().argmin(1) for part in features.split(128)]))
+        found = torch.from_numpy(np.concatenate([(part @ codes).numpy().argmin(1) for part in rows.split(128)]))
+        return found[:1].repeat(len(features)).index_copy_(0, asked, found)
 
 
 class VQVAE(nn.Module):
@@ -291,8 +299,20 @@ class VQVAE(nn.Module):
             self.encoder.project.weight.copy_(axes.T[:, :, None, None])
             self.decoder.project.weight.copy_(axes[:, :, None, None])
             self.decoder.project.bias.copy_(mean - axes @ (axes.T @ mean))
-        self.codebook.copy_(kmeans(rearrange(self.features(images), "b e h w -> (b h w) e").float(),
-                                   self.config.codebook_size, seed=seed, least=least))
+        self._lay(self.features(images), seed, least)
+
+    @torch.no_grad()
+    def lay_codes(self, images: Iterable[Tensor], seed: int = 0) -> None:
+        """The codebook becomes the k-means centres of the encoder's features of all images, batches (b c H W) in [0, 1].
+
+        ValueError for fewer features than codes.
+        """
+        self._lay(torch.cat([self.features(self.to_network(batch)).float() for batch in images]), seed,
+                  FAINT if self.config.background else 1e-3, most=None)
+
+    def _lay(self, features: Tensor, seed: int, least: float, **limit: int | None) -> None:
+        vectors = rearrange(features, "b e h w -> (b h w) e").float()
+        self.codebook.copy_(kmeans(vectors, self.config.codebook_size, seed=seed, least=least, **limit))
 
     # ---- public boundary: pixels in [0, 1]
 
@@ -395,11 +415,11 @@ def varied(vectors: Tensor, least: float = 1e-3) -> Tensor:
     return (vectors - vectors.median(0).values).abs().amax(1) > least
 
 
-def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int = 65_536, seed: int = 0,
+def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int | None = 65_536, seed: int = 0,
            least: float = 1e-3) -> Tensor:
     """k-means centres (k e) of vectors (n e), the first being the commonest vector (the median) itself.
 
-    Lloyd's rounds over at most `most` of the others (`varied` by `least`), drawn with `seed`; an empty cluster restarts
+    Lloyd's rounds over at most `most` (None: all) of the others (`varied` by `least`), drawn with `seed`; an empty cluster restarts
     on a vector that its centre serves worst. ValueError for fewer than k vectors.
     """
     if len(vectors) < k:

@@ -188,6 +188,26 @@ def test_the_start_gives_black_a_code_of_its_own_and_uses_all_codes():
     assert vqvae.decode(torch.zeros(1, 8, 8, dtype=torch.long)).max() < 0.01
 
 
+@torch.no_grad()
+def test_codes_laid_anew_are_centres_of_all_features_of_all_batches():
+    torch.manual_seed(0)
+    vqvae, images = VQVAE(PATCH), pictures(100)
+    vqvae.initialise(images)
+    for parameter in vqvae.encoder.parameters():   # it has moved since
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    features = rearrange(torch.cat([vqvae.features(part) for part in images.split(30)]), "b e h w -> (b h w) e")
+    stale = vqvae.codebook.clone()
+    vqvae.lay_codes(images.split(30))
+    chosen = nearest_code(features, vqvae.codebook)
+    def error(codes):
+        return torch.cdist(features, codes).amin(1).square().mean()
+    assert error(vqvae.codebook) < error(stale)
+    assert torch.equal(vqvae.codebook, kmeans(features, 12, most=None))
+    assert torch.equal(vqvae.codebook[0], features.median(0).values) and len(chosen.unique()) == 12
+    with pytest.raises(ValueError, match="64 vectors cannot make 65 codes"):
+        VQVAE(changed(PATCH, codebook_size=65)).lay_codes([images[:1]])
+
+
 # ---------------------------------------------------------------- tokens move with the picture
 
 @settings(max_examples=10)

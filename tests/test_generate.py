@@ -4,6 +4,7 @@ import io
 import math
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mage_core.clips import load_dataset, text_ids
 from mage_core.generate import generate, generate_videos, read_image
 from mage_core.machine import autocast
 from mage_core.mage import MAGE, likely_mean
-from mage_core.presets import PRESETS, mage_config, vqvae_config
+from mage_core.presets import PRESETS, mage_config, preset, vqvae_config
 from mage_core.vqvae import VQVAE
 
 SENTENCE = "the digit 7 is moving up then down ."
@@ -193,8 +194,37 @@ def test_the_mean_code_is_that_of_the_likely_tokens(fp32, trained, pixels):
     videos = [generate_videos(vqvae, mage, "single-mnist", image, [SENTENCE], [0.5], decode=way)
               for way in ("mean", "argmax")]
     torch.testing.assert_close(*videos, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="'best'.*'mean' or 'argmax'"):
+    with pytest.raises(ValueError, match="'best'.*'mean', 'argmax' or 'still'"):
         generate_videos(vqvae, mage, "single-mnist", image, [SENTENCE], [0.5], decode="best")
+
+
+def test_what_stays_still_shows_the_images_own_pixels(fp32, trained, pixels):
+    image = torch.from_numpy(pixels)[None, None].float() / 255
+    mage, vqvae = untrained()[1], trained.vqvae
+    ids = mage.generate(vqvae.encode(image), text_ids([SENTENCE], "single-mnist"), torch.tensor([0.5]))[0]
+    still, mean = (generate_videos(vqvae, mage, "single-mnist", image, [SENTENCE], [0.5], decode=way)[0]
+                   for way in ("still", "mean"))
+    for frame in range(1, 10):
+        for row in range(16):
+            for column in range(16):
+                cell = (frame, 0, slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4))
+                same = ids[frame, row, column] == ids[0, row, column]
+                assert torch.equal(still[cell], image[(0, *cell[1:])] if same else mean[cell])
+    assert 0 < (ids[1:] == ids[0]).float().mean() < 1, "both kinds of token"
+
+
+@pytest.mark.parametrize("background, way", [(False, "mean"), (True, "still")])
+def test_a_camera_that_stands_still_is_decoded_so_by_default(background, way):
+    dataset = load_dataset("cater-gen-v1")
+    recipe = preset("smoke", dataset.name)
+    torch.manual_seed(0)
+    vqvae = VQVAE(vqvae_config(replace(recipe.vqvae, background=background), dataset)).eval()
+    mage = MAGE(mage_config(recipe.mage, dataset, vqvae.config.codebook_size)).eval()
+    spec = dataset.spec("test", 0)
+    given = (vqvae, mage, dataset, torch.rand(1, 3, 128, 128), [dataset.caption(spec)], [0.5])
+    assert torch.equal(generate_videos(*given), generate_videos(*given, decode=way))
+    other = {"mean": "still", "still": "mean"}[way]
+    assert not torch.equal(generate_videos(*given), generate_videos(*given, decode=other))
 
 
 # ---------------------------------------------------------------- files

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mage_core import evaluation, loop, machine, training
-from mage_core.batches import Clips, DeviceFrames, balanced, balanced_weights, indices_of_clips, training_batch
+from mage_core.axial import sampled_frames
+from mage_core.batches import Clips, DeviceFrames, balanced, balanced_weights, training_batch
 from mage_core.cater import CaterGen
 from mage_core.clips import frame_indices, load_dataset, token_clips
 from mage_core.evaluation import evaluate_all
@@ -151,7 +152,7 @@ def test_looking_seldom_changes_nothing(like_a_gpu, monkeypatch, tmp_path):
        st.sampled_from([(1.0, 2.0), (3.0, 6.0), (1.0, 1.0), (2.5, 7.0)]), st.integers(2, 16))
 def test_frames_of_many_clips_are_those_of_each(samples, interval, clip_length):
     lengths, speeds = (np.array(column) for column in zip(*samples))
-    found = indices_of_clips(lengths, speeds, interval, clip_length)
+    found = sampled_frames(torch.from_numpy(lengths), torch.from_numpy(speeds), interval, clip_length)
     for row, length, speed in zip(found, lengths.tolist(), speeds.tolist()):
         assert row.tolist() == frame_indices(length, speed, interval, clip_length).tolist()
 

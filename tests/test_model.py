@@ -573,10 +573,12 @@ def images(vqvae, batch=3):
 
 
 @few
-@given(seed=seeds, codes=st.integers(1, 40), width=st.integers(1, 9))
-def test_nearest_code_is_the_smallest_distance(seed, codes, width):
+@given(seed=seeds, codes=st.integers(1, 40), width=st.integers(1, 9), empty=st.sampled_from([0, 0.5, 0.95, 1]))
+def test_nearest_code_is_the_smallest_distance(seed, codes, width, empty):
     generator = torch.Generator().manual_seed(seed)
     features, codebook = (torch.randn(n, width, generator=generator) for n in (50, codes))
+    features[torch.rand(50, generator=generator) < empty] = features[0].clone()
+    assert nearest_code(features[:0], codebook).shape == (0,)
     distances = torch.cdist(features, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
     chosen = distances[torch.arange(50), nearest_code(features, codebook)]
     torch.testing.assert_close(chosen, distances.min(1).values, atol=1e-5, rtol=1e-5)

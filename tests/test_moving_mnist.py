@@ -232,6 +232,7 @@ def test_clips_are_the_frames_asked_for(cases, data):
     frames = [st.integers(0, dataset.length(spec) - 1) for spec in specs]
     wanted = np.array([data.draw(st.tuples(*[frame] * 4)) for frame in frames])
     assert dataset.lengths(specs).tolist() == [max(map(len, dataset.corners(spec))) for spec in specs]
+    assert dataset.video_length in (None, *dataset.lengths(specs)), "one number only where it is everyone's"
     clips = dataset.clips(specs, wanted)
     assert clips.shape == (len(specs), 4, 64, 64) and clips.dtype == np.uint8
     for spec, row, clip in zip(specs, wanted, clips):
@@ -254,7 +255,8 @@ def test_a_modified_video_ends_when_both_digits_are_still():
         padded = [np.concatenate([rows, rows[-1:].repeat(21, axis=0)]) for rows in tracks]
         wait = np.arange(waiting, dataset.length(spec))
         assert np.array_equal(dataset.video(spec)[wait], dataset.draw(spec, padded, wait))
-    assert 3 <= min(lengths) and max(lengths) == 21
+    assert 3 <= min(lengths) and max(lengths) == 21 and dataset.video_length is None
+    assert all(MovingMNIST(f"{name}-mnist").video_length == 20 for name in ("single", "double"))
 
 
 def test_no_sample_is_an_empty_batch():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mage_core.axial import AxialLayer, FrameCache, Offsets, TimeBias, attention, attention_kernel
-from mage_core.clips import load_dataset
+from mage_core.clips import frame_indices, load_dataset
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.presets import PRESETS, mage_config
 from mage_core.weights import released_names
@@ -18,7 +19,7 @@ from mage_core.weights import released_names
 PLAIN = MAGEConfig(codebook_size=13, rows=4, columns=5, clip_length=5, width=16, vocabulary_size=9, context_length=8,
                    head_width=8, axial_layers=3, text_layers=1, dropout=0.0)
 EACH = {"shift_attention": True, "time_bias": True, "speed_frequencies": 3, "intervals": (1.0, 2.0),
-        "hidden_token": True}
+        "hidden_token": True}   # video_length is tried by itself
 ALL = dataclasses.replace(PLAIN, **EACH)
 seeds = st.integers(0, 2 ** 32 - 1)
 few = settings(max_examples=8)
@@ -181,6 +182,35 @@ def test_time_positions_say_how_much_of_the_video_has_passed():
     torch.testing.assert_close(fast - bare[steps], late - bare[2 * steps])
     assert not torch.allclose(slow[1:], fast[1:])
     torch.testing.assert_close(slow[0], fast[0])
+
+
+@few
+@given(st.integers(2, 40), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+def test_with_a_known_length_time_positions_say_which_frames_are_shown(length, eta, other):
+    generator = model(dataclasses.replace(ALL, video_length=length)).generator
+    loose = model().generator   # the same weights: a length adds none
+    steps = torch.arange(ALL.clip_length)
+    shown = torch.from_numpy(frame_indices(length, eta, (1.0, 2.0), ALL.clip_length))
+    found = generator.positions(steps, torch.tensor([eta]))[0]
+    # frame k of the video is what speed 0 shows at step k where only the interval is known
+    for step, frame in enumerate(shown):
+        passed = loose.positions(frame[None], torch.zeros(1))[0, 0] - loose.time_positions[frame] if frame < 5 else None
+        if passed is not None:
+            torch.testing.assert_close(found[step] - generator.time_positions[step], passed, atol=1e-5, rtol=1e-4)
+    same = np.array_equal(frame_indices(length, other, (1.0, 2.0), ALL.clip_length), shown.numpy())
+    assert torch.equal(found, generator.positions(steps, torch.tensor([other]))[0]) == same
+
+
+def test_a_length_goes_with_intervals_and_is_a_number_of_frames():
+    for length, intervals in ((0, (1.0, 2.0)), (20, None)):
+        with pytest.raises(ValueError, match=f"video_length is {length}: it must be at least 1 and needs intervals"):
+            dataclasses.replace(PLAIN, video_length=length, intervals=intervals)
+
+
+def test_weights_without_a_known_length_are_a_start_for_a_model_with_one():
+    ours, theirs = model(dataclasses.replace(ALL, video_length=20), seed=1), model()
+    ours.start_from(theirs, "abcdefghi", "abcdefghi")
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
 
 
 def test_speed_waves_are_sines_and_cosines_without_a_bias():

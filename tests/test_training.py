@@ -26,7 +26,8 @@ from mage_core.files import write_whole
 from mage_core.loop import Stage, TrainingStopped, fit, optimisers, read_curve, schedule
 from mage_core.mage import MAGE
 from mage_core.presets import PRESETS
-from mage_core.training import FrameSource, fingerprint, token_stillness, train_mage, train_vqvae, vqvae_quality
+from mage_core.training import (FrameSource, fingerprint, token_key, token_stillness, train_mage, train_vqvae,
+                                vqvae_quality)
 from mage_core.vqvae import VQVAE
 
 SMOKE = PRESETS["smoke"]
@@ -34,12 +35,12 @@ SMOKE = PRESETS["smoke"]
 TINY = dataclasses.replace(
     SMOKE, name="tiny", pairs=12, test_clips=4, watch_clips=2,
     vqvae=dataclasses.replace(SMOKE.vqvae, images=80, batch=8, codebook_size=16, width=16, encoder_width=8,
-                              code_channels=8),
+                              code_channels=8, decoder_alone=0.4),
     mage=dataclasses.replace(SMOKE.mage, samples=20, batch=2, width=16, head_width=8, dropout=0.1, own_frames=0.9,
                              evaluate_every=6))
 # the released shape, with a codebook that is laid in the middle of training
 WARM = dataclasses.replace(TINY, vqvae=dataclasses.replace(
-    TINY.vqvae, shape="released", warm_images=40, reconstruction=1.0, commitment=2.0, crop=None))
+    TINY.vqvae, shape="released", warm_images=40, decoder_alone=0.0, reconstruction=1.0, commitment=2.0, crop=None))
 # as small as a run can be
 SMALL = dataclasses.replace(TINY, name="small", pairs=5, vqvae=dataclasses.replace(TINY.vqvae, images=16),
                             mage=dataclasses.replace(TINY.mage, samples=4))
@@ -475,6 +476,23 @@ def test_smoke_training_lowers_the_loss_and_most_codes_are_used(single, smoke, i
     assert found["psnr"] > vqvae_quality(before, images)["psnr"] and abs(found["psnr"] - last["psnr"]) < 2
 
 
+def test_in_the_last_share_of_images_the_decoder_trains_alone_on_codes_laid_anew(single, tmp_path, monkeypatch):
+    seen, laid = [], []
+
+    def look(vqvae, images):
+        seen.append({name: tensor.clone() for name, tensor in vqvae.state_dict().items()})
+        return {}
+
+    lay_codes = VQVAE.lay_codes
+    monkeypatch.setattr(VQVAE, "lay_codes", lambda self, *given: (lay_codes(self, *given), laid.append(len(seen)))[0])
+    monkeypatch.setattr(training, "vqvae_quality", look)
+    train_vqvae(TINY, single, tmp_path, progress=False)   # ten steps, the last four with the decoder alone
+    assert len(seen) == 10 and laid == [6]
+    for name, still_from in (("encoder.project.weight", 6), ("codebook", 7), ("decoder.project.weight", 10)):
+        changes = [not torch.equal(one[name], other[name]) for one, other in zip(seen, seen[1:])]
+        assert changes == [step < still_from for step in range(1, 10)], name
+
+
 def test_the_released_shape_learns_too_and_its_codebook_does_not_collapse(single, images, tmp_path, monkeypatch):
     recipe = dataclasses.replace(WARM.vqvae, images=400, codebook_size=32, warm_images=160, learning_rate=4e-3)
     monkeypatch.setattr(training, "vqvae_quality", cheap_look)
@@ -760,6 +778,24 @@ def test_a_fingerprint_is_of_the_configuration_and_every_weight(whole):
     other = VQVAE(dataclasses.replace(vqvae.config, commitment=0.5))
     other.load_state_dict(vqvae.state_dict())
     assert fingerprint(other) != fingerprint(vqvae)
+
+
+@pytest.mark.parametrize("precision", ["half", "int8"])
+def test_saved_weights_take_up_the_tokens_of_the_run_that_made_them(whole, tmp_path, precision):
+    vqvae = VQVAE(whole.vqvae.config)
+    vqvae.load_state_dict(whole.vqvae.state_dict())
+    with torch.no_grad():   # what fp16 cannot hold
+        for parameter in vqvae.parameters():
+            parameter.mul_(1 + 1e-5)
+    about = {"dataset": "single-mnist", "digit_set": "mnist-5k"}
+    saved = weights.save(tmp_path / "half.safetensors", vqvae, whole.mage, about, precision=precision).vqvae
+    assert fingerprint(saved) != fingerprint(vqvae) and token_key(saved) == token_key(vqvae)
+    for name, parameter in saved.named_parameters():
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[-1] += 0.001
+            assert (token_key(saved) == token_key(vqvae)) == name.startswith("decoder."), name
+            parameter.copy_(before)
 
 
 def test_a_run_stops_in_time_goes_on_and_ends_in_weights_with_a_card(single, tmp_path):

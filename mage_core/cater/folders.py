@@ -142,6 +142,7 @@ class Language:
     mode: str = "explicit"
     channels = 3
     clip_length = 10
+    video_length = None
 
     def encode(self, sentence: str) -> list[int]:
         """Token ids of a sentence; ValueError for a word that no caption has, or for too many words."""
@@ -238,6 +239,13 @@ class VideoFolder:
                 raise ValueError(f"entry {number} of {self._lists[split]} has first = {first}, end = {end}, but "
                                  f"{entry['video']} has {has} frames: correct the entry to 0 <= first < end <= {has}, "
                                  "or put the whole video there")
+
+    @cached_property
+    def video_length(self) -> int | None:
+        """The frames of every sample; None where they differ."""
+        found = {int(n) for split in self.sizes
+                 for n in self.lengths([self.spec(split, index) for index in range(self.sizes[split])])}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def sizes(self) -> dict[str, int]:
