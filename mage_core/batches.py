@@ -35,8 +35,8 @@ class Clips:
 
     def __init__(self, source: TokenClips, device: torch.device | str = "cpu"):
         self.source, self.device = source, torch.device(device)
-        # torch hardly knows uint16; ids stay below 2 ** 15
-        self.token_ids = torch.from_numpy(source.token_ids.view(np.int16)).to(self.device)
+        ids = source.token_ids   # see `tokens.id_dtype`
+        self.token_ids = torch.from_numpy(ids.view(np.int16) if ids.dtype == np.uint16 else ids).to(self.device)
         self.text_ids = source.text_ids.to(self.device)
 
     def __len__(self) -> int:

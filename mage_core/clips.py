@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from mage_core import captions
 from mage_core.files import cache_folder, write_whole
 from mage_core.machine import autocast
+from mage_core.tokens import id_dtype
 
 WATCHED = 1_000_000   # see `watched`
 CLIPS_AT_ONCE = 20    # videos whose pixels are in memory together while tokens are made
@@ -184,7 +185,8 @@ def text_ids(captions_: Sequence[str], dataset: Dataset | str) -> torch.Tensor:
 class TokenClips:
     """All frames of n pairs as tokens, with their captions: what the second stage trains on.
 
-    `token_ids` (n, frames, h, w) uint16, shorter videos padded; `lengths` (n,) frames of each; `text_ids` (n l) int64.
+    `token_ids` (n, frames, h, w) of `tokens.id_dtype`, shorter videos padded; `lengths` (n,) frames of each; `text_ids`
+    (n l) int64.
     """
 
     token_ids: np.ndarray
@@ -236,9 +238,10 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
     # what shows frames is a folder's own choice; of what is drawn here it comes with the name
     shown = () if dataset.endless else (dataset.interval, dataset.clip_length)
     key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key, *shown)
-    tokens = np.zeros((count, int(lengths.max()), side, side), np.uint16)
+    dtype = id_dtype(vqvae.config.tokens)
+    tokens = np.zeros((count, int(lengths.max()), side, side), dtype)
     for first, part in in_parts(
-            cache_folder() / f"tokens-{dataset.name}-{split}-{key}", count, make, chunk=chunk, dtype=np.uint16,
+            cache_folder() / f"tokens-{dataset.name}-{split}-{key}", count, make, chunk=chunk, dtype=dtype,
             shape=lambda first, end: (end - first, int(lengths[first:end].max()), side, side),
             title=f"tokens of {dataset.name}, {split}", unit="video", progress=progress):
         tokens[first:first + len(part), :part.shape[1]] = part
@@ -303,7 +306,7 @@ def in_parts(folder: Path, count: int, make: Callable[[int, int], np.ndarray], *
 
 @torch.no_grad()
 def encode_frames(vqvae, frames: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
-    """8-bit frames (b t H W) or (b t H W c) as token ids (b t h w) uint16; a frame equal to its predecessor once."""
+    """8-bit frames (b t H W) or (b t H W c) as token ids (b t h w); a frame equal to its predecessor once."""
     b, t = frames.shape[:2]
     flat = frames.reshape(b * t, *frames.shape[2:])
     again = np.zeros(b * t, bool)
@@ -315,7 +318,7 @@ def encode_frames(vqvae, frames: np.ndarray, device: torch.device | str = "cpu")
         images = images[:, None] if frames.ndim == 4 else images.permute(0, 3, 1, 2)
         with autocast(device):
             made.append(vqvae.encode(images.contiguous(memory_format=torch.channels_last))
-                        .cpu().numpy().astype(np.uint16))
+                        .cpu().numpy().astype(id_dtype(vqvae.config.tokens)))
     ids = np.concatenate(made)
     return ids[np.cumsum(~again) - 1].reshape(b, t, *ids.shape[1:])
 

@@ -275,7 +275,7 @@ def overlay_attention(image: Tensor | np.ndarray, weights: Tensor | np.ndarray,
     return _closed(figure)
 
 
-def token_map(token_ids: Tensor | np.ndarray, codebook_size: int | None = None) -> Figure:
+def token_map(token_ids: Tensor | np.ndarray) -> Figure:
     """Token ids (t h w) as colours, a frame a panel; tokens that the frame before had too are faded.
 
     Colours say only "same" or "different"; the commonest token is grey. Raises ValueError for another rank or
@@ -284,18 +284,19 @@ def token_map(token_ids: Tensor | np.ndarray, codebook_size: int | None = None) 
     ids = np.asarray(torch.as_tensor(token_ids).detach().cpu())
     if ids.ndim != 3 or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids of shape {ids.shape} and type {ids.dtype}: give whole numbers (t h w)")
-    size = codebook_size or int(ids.max()) + 1
     changed = np.concatenate([np.ones_like(ids[:1], dtype=bool), ids[1:] != ids[:-1]])
+    names, numbers, counts = np.unique(ids, return_inverse=True, return_counts=True)   # ids can be huge
+    ids, size = numbers.reshape(ids.shape), len(names)
     # hues by the golden ratio: ids that are close get colours that are far apart
     hues = (np.arange(size) * 0.61803398875) % 1.0
     values = 0.55 + 0.35 * ((np.arange(size) * 0.7548776662) % 1.0)
     colours = hsv_to_rgb(np.stack([hues, np.full(size, 0.65), values], axis=-1))
-    colours[np.bincount(ids.ravel()).argmax()] = 0.92
+    colours[counts.argmax()] = 0.92
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(ids), squeeze=False, layout="constrained",
                                     figsize=(1.3 * len(ids), 1.6))
         for frame, (axis, row, mask) in enumerate(zip(axes[0], ids, changed)):
-            axis.imshow(row, cmap=ListedColormap(colours), vmin=0, vmax=size - 1, interpolation="nearest",
+            axis.imshow(row, cmap=ListedColormap(colours), vmin=0, vmax=max(1, size - 1), interpolation="nearest",
                         alpha=np.where(mask, 1.0, 0.18))
             axis.set_title("frame 1" if frame == 0 else f"{frame + 1}: {mask.sum()} new", fontsize=7)
             axis.set_xticks([])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from mage_core.clips import Dataset, check_speed, text_ids
 from mage_core.machine import autocast
 from mage_core.mage import MAGE
+from mage_core.tokens import code_vectors
 from mage_core.vqvae import VQVAE
 from mage_core.weights import Trained, load
 
@@ -81,7 +81,7 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
                                    torch.tensor(list(speeds), dtype=torch.float32, device=device), prior_noise=noise,
                                    codes=vqvae.codebook)
     if decode == "argmax":
-        codes = F.embedding(ids, vqvae.codebook)
+        codes = code_vectors(ids, vqvae.codebook, vqvae.config.groups)
     parts = rearrange(codes, "b t h w e -> (b t) h w e").split(10 * CLIPS_AT_ONCE)   # the released decoder is wide
     frames = torch.cat([vqvae.decode_codes(part) for part in parts])
     videos = rearrange(frames, "(b t) c h w -> b t c h w", b=len(images)).cpu()

@@ -19,17 +19,19 @@ from torch import Tensor, nn
 
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
+from mage_core.tokens import check_tokens, code_vectors, join_ids, split_ids
 
 
 @dataclass(frozen=True)
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last six options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last seven options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
-    `video_length` (the frames of the dataset's videos, where all have as many), and `hidden_token` adds a token for
-    what is not known, so that training can hide frames.
+    `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
+    is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
+    their embeddings are added up, and each has logits of its own.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -59,12 +61,14 @@ class MAGEConfig:
     intervals: tuple[float, float] | None = None
     video_length: int | None = None
     hidden_token: bool = False
+    groups: int = 1
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
-                     "anchor_layers", "axial_layers", "latent_channels"):
+                     "anchor_layers", "axial_layers", "latent_channels", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"MAGEConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        check_tokens("MAGEConfig", self.codebook_size, self.groups)
         if self.width % self.head_width:
             raise ValueError(f"MAGEConfig.width is {self.width}: it must be a multiple of head_width {self.head_width}")
         if self.axial_layers % 3:
@@ -94,12 +98,13 @@ class MAGEConfig:
         """The id that stands for a token that is not known; ValueError for a model without one."""
         if not self.hidden_token:
             raise ValueError("this model has no hidden token: make it with MAGEConfig(hidden_token=True)")
-        return self.codebook_size
+        return self.codebook_size ** self.groups
 
 
 @dataclass
 class MAGEOutput:
-    """logits (b t-1 h w k) of frames 2 to t, the motion anchor (b h w d), and eq. 7 term by term (scalars).
+    """logits (b t-1 h w k), or (b t-1 h w groups k), of frames 2 to t, the motion anchor (b h w d), and eq. 7 term by
+    term (scalars).
 
     `loss` is what the released code minimises: prediction + beta KL + alpha speed term where the model is stochastic,
     the prediction alone where it is not (unless `speed_loss`).
@@ -115,11 +120,13 @@ class MAGEOutput:
 
 class VisualTokens(nn.Module):
     """Token ids (b t h w) -> vectors (b t h w d): embedding, 3 x 3 convolution in each frame,
-    rows' and columns' places."""
+    rows' and columns' places. A token of several codes is the sum of their vectors."""
 
-    def __init__(self, codebook_size: int, rows: int, columns: int, width: int):
+    def __init__(self, codebook_size: int, rows: int, columns: int, width: int, *, groups: int = 1,
+                 hidden_token: bool = False):
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(codebook_size, width) * 0.02)
+        self.codebook_size, self.groups = codebook_size, groups
+        self.embedding = nn.Parameter(torch.randn(codebook_size * groups + hidden_token, width) * 0.02)
         self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.row_positions = nn.Parameter(torch.randn(1, rows, 1, width) * width ** -0.5)
         self.column_positions = nn.Parameter(torch.randn(1, 1, columns, width) * width ** -0.5)
@@ -134,15 +141,29 @@ class VisualTokens(nn.Module):
         table = torch.einsum("oiyx,ki->yxko", self.convolution.weight, self.embedding)
         self.table = F.pad(table, (0, 0, 0, 1)).flatten(0, 2)   # after each place's ids, a row of zeros for the outside
 
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """Token ids (...) -> the rows of the embedding (... groups) that they are the sum of."""
+        codes = split_ids(token_ids, self.codebook_size, self.groups)
+        if self.groups == 1:
+            return codes
+        rows = codes + self.codebook_size * torch.arange(self.groups, device=codes.device)
+        hidden = token_ids == self.codebook_size ** self.groups
+        return rows.masked_fill(hidden[..., None], self.codebook_size * self.groups)
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """The bare embedding, which the posterior reads."""
-        return F.embedding(token_ids, self.embedding)
+        if self.groups == 1:
+            return F.embedding(token_ids, self.embedding)
+        x = F.embedding_bag(self.rows(token_ids).flatten(0, -2), self.embedding, mode="sum")
+        return x.unflatten(0, token_ids.shape)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         if self.table is not None:
-            near = F.pad(token_ids, (1, 1, 1, 1), value=len(self.embedding)).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+            near = rearrange(self.rows(token_ids), "b t h w groups -> b t groups h w")
+            near = F.pad(near, (1, 1, 1, 1), value=len(self.embedding)).unfold(3, 3, 1).unfold(4, 3, 1).flatten(5)
             rows = near + torch.arange(9, device=near.device) * (len(self.embedding) + 1)
-            x = F.embedding_bag(rows.flatten(0, 3), self.table, mode="sum").unflatten(0, token_ids.shape)
+            rows = rearrange(rows, "b t groups h w nine -> (b t h w) (groups nine)")
+            x = F.embedding_bag(rows, self.table, mode="sum").unflatten(0, token_ids.shape)
             return x + self.row_positions + self.column_positions
         x = rearrange(self.embed(token_ids), "b t h w d -> (b t) d h w")
         x = rearrange(self.convolution(x), "(b t) d h w -> b t h w d", t=token_ids.shape[1])
@@ -157,8 +178,8 @@ class MAGE(nn.Module):
         self.config = config
         self._copy: tuple | None = None
         shared = {"width": config.width, "head_width": config.head_width, "dropout": config.dropout}
-        self.visual_tokens = VisualTokens(config.codebook_size + config.hidden_token, config.rows, config.columns,
-                                          config.width)
+        self.visual_tokens = VisualTokens(config.codebook_size, config.rows, config.columns, config.width,
+                                          groups=config.groups, hidden_token=config.hidden_token)
         self.text_encoder = TextEncoder(vocabulary_size=config.vocabulary_size, context_length=config.context_length,
                                         layers=config.text_layers, pad_id=config.pad_id, **shared)
         self.motion_anchor = MotionAnchor(layers=config.anchor_layers,
@@ -167,9 +188,9 @@ class MAGE(nn.Module):
         self.posterior = Posterior(config.width, config.latent_channels) if config.stochastic else None
         self.generator = AxialTransformer(layers=config.axial_layers, clip_length=config.clip_length,
                                           rows=config.rows, columns=config.columns,
-                                          codebook_size=config.codebook_size, intervals=config.intervals,
-                                          video_length=config.video_length, shift_attention=config.shift_attention,
-                                          time_bias=config.time_bias, **shared)
+                                          codebook_size=config.codebook_size * config.groups,
+                                          intervals=config.intervals, video_length=config.video_length,
+                                          shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
 
     # ---- training
 
@@ -185,6 +206,7 @@ class MAGE(nn.Module):
         (b c h w), drawn where not given, is the standard normal noise of a stochastic model. ValueError for shapes that
         do not fit.
         """
+        config = self.config
         self._check(token_ids, text_ids, speed, posterior_noise)
         if token_ids.shape[1] < 2:
             raise ValueError("token ids hold 1 frame: training predicts frame 2 from frame 1 and needs both")
@@ -206,15 +228,19 @@ class MAGE(nn.Module):
             places = F.pad(places, (0, -n % 128))   # few sizes: a CPU compiles a matrix product for every new one
             targets = targets[places]
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, places=places)
-        logits = self.generator.logits(features)
-        prediction_loss = token_loss(logits.flatten(0, -2), targets, n, weight)
+        logits = self._logits(features)
+        prediction_loss = token_loss(logits.reshape(-1, config.codebook_size), self._codes(targets).flatten(),
+                                     n if n is None else n * config.groups,
+                                     weight if weight is None else weight.flatten().repeat_interleave(config.groups))
+        if weight is None:   # the mean over codes; a token's loss is the sum of its codes'
+            prediction_loss = prediction_loss * config.groups
         logits = logits[:n]
         speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
         loss = prediction_loss
-        if self.config.stochastic:
-            loss = loss + self.config.beta * kl_loss
-        if self.config.stochastic or self.config.speed_loss:
-            loss = loss + self.config.alpha * speed_loss
+        if config.stochastic:
+            loss = loss + config.beta * kl_loss
+        if config.stochastic or config.speed_loss:
+            loss = loss + config.alpha * speed_loss
         return MAGEOutput(logits, anchor, loss, prediction_loss, kl_loss, speed_loss)
 
     def _features(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
@@ -239,7 +265,20 @@ class MAGE(nn.Module):
         arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
         features, _ = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
-        return likeliest(self.generator.logits(features))
+        return self._likeliest(self._logits(features))
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Features (... d) -> logits (... k), or of several groups (... groups k)."""
+        logits, groups = self.generator.logits(features), self.config.groups
+        return logits if groups == 1 else logits.unflatten(-1, (groups, -1))
+
+    def _codes(self, token_ids: Tensor) -> Tensor:
+        return split_ids(token_ids, self.config.codebook_size, self.config.groups)
+
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        """The likeliest token ids of `_logits`."""
+        found = likeliest(logits)
+        return found if self.config.groups == 1 else join_ids(found, self.config.codebook_size)
 
     # ---- generation
 
@@ -297,13 +336,13 @@ class MAGE(nn.Module):
 
         cache = None if recompute else FrameCache(config.clip_length)
         new, given = first, anchor
-        means = [] if codes is None else [F.embedding(token_ids, codes.float())]
+        means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for _ in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
-            logits = self.generator.logits(features[:, -1:])
-            next_ids = likeliest(logits)
+            logits = self._logits(features[:, -1:])
+            next_ids = self._likeliest(logits)
             if codes is not None:
-                means.append(likely_mean(logits, codes.float()))
+                means.append(likely_mean(logits, codes.float(), config.groups))
             token_ids = torch.cat([token_ids, next_ids], 1)
             if recompute:
                 new = self.visual_tokens(token_ids)
@@ -354,16 +393,19 @@ class MAGE(nn.Module):
             raise ValueError(f"{codes.shape[0]} codes given: this model's codebook has {config.codebook_size}")
         draw = torch.Generator().manual_seed(seed)
         codes = codes.float().cpu() - codes[:1].float().cpu()
+        each = codes.shape[1] // config.groups   # a group's codes have numbers in its own channels alone
+        codes = torch.cat([F.pad(part, (each * group, codes.shape[1] - each * (group + 1)))
+                           for group, part in enumerate(codes.split(each, 1))])
         room = min(config.head_width // 2, codes.shape[1])
         if codes.shape[1] > room:   # the directions in which codes differ most
             codes = codes @ torch.linalg.svd(codes, full_matrices=False).Vh[:room].T
-        codes = codes * (2.0 / codes.square().sum(1).mean().sqrt())
+        codes = codes * (2.0 / (config.groups * codes.square().sum(1).mean()).sqrt())   # of a whole token 2
         rotation = torch.linalg.qr(torch.randn(width, width, generator=draw)).Q
         basis = rotation[:room]   # (room d), orthonormal
 
         tokens = self.visual_tokens
         tokens.embedding.normal_(std=0.2, generator=draw)
-        tokens.embedding[:config.codebook_size] = self.GAIN * codes @ basis
+        tokens.embedding[:len(codes)] = self.GAIN * codes @ basis
         tokens.convolution.weight.normal_(std=0.02, generator=draw)
         tokens.convolution.weight[:, :, 1, 1] += torch.eye(width)
         for table, turn in ((tokens.row_positions, 1), (tokens.column_positions, 2),
@@ -374,8 +416,9 @@ class MAGE(nn.Module):
             linear.weight.normal_(std=0.02, generator=draw).add_(torch.eye(width))
             linear.bias.zero_()
         logits = self.generator.logits
-        logits.weight.copy_(self.SHARPNESS * codes @ basis / self.GAIN)
-        logits.bias.copy_(-0.5 * self.SHARPNESS * codes.square().sum(1))
+        sharpness = self.SHARPNESS * config.groups ** 0.5   # parts of a token are as much less apart
+        logits.weight.copy_(sharpness * codes @ basis / self.GAIN)
+        logits.bias.copy_(-0.5 * sharpness * codes.square().sum(1))
         for layer in self.generator.layers:
             for head in torch.arange(width).split(config.head_width):
                 mixed = torch.cat([basis, torch.randn(len(head) - room, width, generator=draw)])
@@ -425,13 +468,14 @@ class MAGE(nn.Module):
 class TokenLoss(torch.autograd.Function):
     """`token_loss` on a CPU, its gradient made along the way: each row is read once, and no copy of all is in fp32."""
 
-    ROWS = 128
+    NUMBERS = 2 ** 20   # so many at a time stay in the cache
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor, count: int) -> Tensor:
         gradient, total = torch.zeros_like(logits), 0.0
-        for start in range(0, count, TokenLoss.ROWS):
-            rows = slice(start, min(start + TokenLoss.ROWS, count))
+        some = max(1, TokenLoss.NUMBERS // logits.shape[1])
+        for start in range(0, count, some):
+            rows = slice(start, min(start + some, count))
             x, right = logits[rows].to(torch.promote_types(logits.dtype, torch.float32), copy=True), targets[rows, None]
             x -= x.amax(1, keepdim=True)
             likely = x.gather(1, right)
@@ -464,16 +508,17 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.max(-1).indices
 
 
-def likely_mean(logits: Tensor, codes: Tensor, least: float = 0.02) -> Tensor:
-    """Logits (... k), codes (k e) -> the mean code (... e) over the ids at least `least` times as likely
-    as the likeliest.
+def likely_mean(logits: Tensor, codes: Tensor, groups: int = 1, least: float = 0.02) -> Tensor:
+    """Logits (... k) or (... groups k), codes (k e) -> the mean code (... e) over the ids, of each group, that are at
+    least `least` times as likely as the likeliest.
 
     The whole distribution's mean would have the least squared error, but its long tail leaves a haze on what is empty.
     """
-    rows, means = logits.flatten(0, -2), []
+    shape, means = logits.shape[:-1] if groups == 1 else logits.shape[:-2], []
+    rows, codes = logits.reshape(-1, groups, len(codes)), rearrange(codes, "k (groups e) -> groups k e", groups=groups)
     for x in rows.split(len(rows) if rows.is_cuda else 512):   # on a CPU so few that they stay in its cache
         x = (x.float() - x.amax(-1, keepdim=True)).clamp_(min=-60).exp_()   # far below, denormal numbers are slow
-        p = F.threshold(x, least, 0.0)
+        p = F.threshold(x, least, 0.0).transpose(0, 1)
         with torch.autocast(p.device.type, enabled=False):   # where the model is sure, the code itself
-            means.append(p @ codes / p.sum(-1, keepdim=True))
-    return torch.cat(means).unflatten(0, logits.shape[:-1])
+            means.append(rearrange(p @ codes / p.sum(-1, keepdim=True), "groups n e -> n (groups e)"))
+    return torch.cat(means).unflatten(0, shape)

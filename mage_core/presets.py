@@ -41,6 +41,7 @@ class VQVAERecipe:
     decoder_blocks: int = 3
     code_channels: int = 16
     decoder_alone: float = 0.0   # last share of the images: codes laid anew, then they and the encoder stay as they are
+    groups: int = 1              # codes of a token, one for each block of its patch ("patch" alone)
     background: bool = False     # see differences from what is behind all that moves ("patch" alone)
 
 
@@ -92,25 +93,25 @@ PRESETS = {
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
-        VQVAERecipe("patch", 128, 18432, images=170_000, batch=16, learning_rate=3e-3, commitment=10.0,
-                    reconstruction=100.0, crop=11, encoder_blocks=2, decoder_alone=0.3),
+        VQVAERecipe("patch", 128, 64, images=24_000, batch=16, learning_rate=3e-3, commitment=10.0,
+                    reconstruction=100.0, crop=11, encoder_blocks=0, decoder_blocks=1, decoder_alone=1.0, groups=8),
         MAGERecipe(128, samples=12_000, batch=4, learning_rate=1e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    evaluate_every=2_500),
         test_clips=500),
-    # For one H100, five datasets in 30 minutes, so about 5 minutes each beside the machine's start. MAGE: a sample is
-    # 2,560 positions x 2.65 M weights of the six layers (12 d^2 each) and 1.6 M of the logits, x 6, and the anchor:
-    # 0.07 TFLOP. At a quarter of 790 TFLOP/s that is 2,800 samples/s: 480,000 samples in 3 minutes, 7,500 steps of 23
-    # ms. VQ-VAE: 15,000 steps of about 4 ms, bound by the host: 1 minute. Drawing 200,000 frames, tokens of 10,000 to
-    # 24,000 videos, compilation and the full test split: 90 s together. 7.7 M + 1 M weights: 9 MB. None of this has
-    # been measured on a GPU yet.
+    # For one H100, five datasets in 30 minutes, so about 5 minutes each beside the machine's start. MAGE of digits: a
+    # sample is 2,560 positions x 4.7 M weights of the six layers (12 d^2 each), 0.6 M of the convolution and 0.3 M of
+    # the logits, x 6: 0.085 TFLOP. At a quarter of 790 TFLOP/s that is 2,300 samples/s: 400,000 samples in 3 minutes,
+    # 6,250 steps of 28 ms. VQ-VAE: 2,000 steps of about 4 ms, bound by the host. Drawing 200,000 frames, tokens of
+    # 10,000 to 24,000 videos, compilation and the full test split: 90 s together. 8.4 M + 0.5 M weights: 9 MB. None of
+    # this has been measured on a GPU yet.
     "gpu": Preset(
         "gpu",
-        VQVAERecipe("patch", 128, 8192, images=1_920_000, batch=128, learning_rate=3e-3, commitment=10.0,
-                    reconstruction=100.0, crop=11),
-        MAGERecipe(192, samples=480_000, batch=64, learning_rate=1e-3, dropout=0.0, muon=3.0,
+        VQVAERecipe("patch", 128, 128, images=256_000, batch=128, learning_rate=3e-3, commitment=10.0,
+                    reconstruction=100.0, crop=11, encoder_blocks=0, decoder_alone=1.0, groups=8),
+        MAGERecipe(256, samples=400_000, batch=64, learning_rate=1e-3, dropout=0.0, muon=3.0,
                    hide_all=0.3, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
-                   evaluate_every=48_000),
+                   evaluate_every=40_000),
         precision="int8"),
     "paper": Preset(
         "paper",
@@ -128,11 +129,13 @@ PRESETS = {
 COLOUR = {
     "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True},
               "mage": {"samples": 32}},
-    "quick": {"pairs": 2_000, "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096,
-                                        "images": 80_000, "encoder_blocks": 0, "decoder_alone": 0.0},
-              "mage": {"samples": 9_000}},
+    "quick": {"pairs": 2_000, "mage": {"samples": 9_000},
+              "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096, "groups": 1,
+                        "images": 80_000, "encoder_blocks": 0, "decoder_blocks": 3, "decoder_alone": 0.0}},
     # 60,000 frames at 2,000 to 3,000 a second on 16 cores: half a minute
-    "gpu": {"vqvae": {"pool": 60_000, "background": True, "images": 960_000, "batch": 64, "code_channels": 32}},
+    "gpu": {"vqvae": {"pool": 60_000, "background": True, "images": 960_000, "batch": 64, "code_channels": 32,
+                      "codebook_size": 8192, "groups": 1, "encoder_blocks": 3, "decoder_alone": 0.0},
+            "mage": {"width": 192, "samples": 480_000, "evaluate_every": 48_000}},   # 0.07 TFLOP a sample
     "paper": {"vqvae": {"pool": 40_000}},
 }
 
@@ -200,14 +203,14 @@ def vqvae_config(recipe: VQVAERecipe, dataset) -> VQVAEConfig:
         down=dataset.image_size // 16, pixel_range=pixel_range, commitment=recipe.commitment, shape=recipe.shape,
         code_channels=recipe.code_channels, encoder_blocks=recipe.encoder_blocks,
         decoder_blocks=recipe.decoder_blocks, encoder_width=recipe.encoder_width,
-        background=dataset.image_size if recipe.background else 0)
+        background=dataset.image_size if recipe.background else 0, groups=recipe.groups)
 
 
-def mage_config(recipe: MAGERecipe, dataset, codebook_size: int) -> MAGEConfig:
-    """The deterministic MAGE of a recipe for a dataset."""
+def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1) -> MAGEConfig:
+    """The deterministic MAGE of a recipe for a dataset and tokens of so many codes and groups."""
     return MAGEConfig(
-        codebook_size=codebook_size, rows=16, columns=16, clip_length=dataset.clip_length, width=recipe.width,
-        vocabulary_size=len(dataset.vocabulary), context_length=dataset.context_length,
+        codebook_size=codebook_size, groups=groups, rows=16, columns=16, clip_length=dataset.clip_length,
+        width=recipe.width, vocabulary_size=len(dataset.vocabulary), context_length=dataset.context_length,
         head_width=recipe.head_width, axial_layers=recipe.axial_layers, dropout=recipe.dropout,
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,

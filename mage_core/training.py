@@ -50,6 +50,8 @@ from mage_core.mage import MAGE
 from mage_core.moving_mnist import MovingMNIST
 from mage_core.presets import Preset, changed, describe, mage_config, preset, vqvae_config
 from mage_core.processes import ALONE, Alone, processes
+from mage_core.retokenise import retokenise
+from mage_core.tokens import split_ids
 from mage_core.vqvae import VQVAE, Codebook
 
 PREPARE_SECONDS = 75.0    # on a GPU, tokens and compilation before the first step: with less left, MAGE is for later
@@ -86,13 +88,14 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     if not (folder / "vqvae.pt").exists() and not warm_steps:
         vqvae.initialise(frames.batch(-1, min(3_000, 12 * recipe.codebook_size)).to(device), seed)
     team.copy(vqvae.state_dict().values())
-    codebook = Codebook(vqvae).to(device)
+    groups, codes = vqvae.config.groups, vqvae.config.codebook_size
+    codebooks = nn.ModuleList(Codebook(vqvae, group=group) for group in range(groups)).to(device)
     vqvae.codebook.requires_grad_(False)
     looks = 256 * 64 ** 2 // dataset.image_size ** 2   # as many pixels for every dataset
     held_out = FrameSource.held_out(dataset, looks, seed, kept=recipe.pool is not None).batch(0, looks).to(device)
     kept: dict[str, object] = {}
     alone_from = round((1 - recipe.decoder_alone) * recipe.images / recipe.batch) if recipe.decoder_alone else math.inf
-    frames_for_codes = max(1, round(1.5 * recipe.codebook_size / 512)) * 512
+    frames_for_codes = max(4, round(1.5 * recipe.codebook_size / 512)) * 512
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         if number >= alone_from:   # codes and encoder stay: training disturbs what k-means finds
@@ -105,7 +108,8 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
         if warm_steps and number == warm_steps:
             vqvae.initialise(frames.batch(-1, 3_000).to(device), seed)
             team.copy(vqvae.state_dict().values())
-            codebook.restart(vqvae)
+            for codebook in codebooks:
+                codebook.restart(vqvae)
         crop = recipe.crop and recipe.crop * vqvae.config.down
         images, behind = (whole[part].to(device, memory_format=torch.channels_last)
                           for whole in frames.cut(number, recipe.batch, crop, vqvae.config.down))
@@ -114,17 +118,22 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
         kept.update(features=out.features, token_ids=out.token_ids, number=number)
         loss = recipe.reconstruction * out.reconstruction_loss + recipe.commitment * out.commitment_loss
         every = 500 if machine.waits(device) else 20   # counting waits
-        return loss, {"used": float(out.token_ids.unique().numel())} if number % every == every - 1 else {}
+        counted = number % every == every - 1
+        return loss, {"used": float((vqvae.count_codes(out.token_ids) > 0).sum())} if counted else {}
 
     def after() -> None:
-        if kept["features"] is not None and kept["number"] < alone_from:   # of the whole batch, and so the same in every process
-            codebook.update(vqvae, team.gather(kept["features"]), team.gather(kept["token_ids"].flatten()))
+        if kept["features"] is None or kept["number"] >= alone_from:
+            return
+        features = team.gather(kept["features"])   # of the whole batch, and so the same in every process
+        chosen = split_ids(team.gather(kept["token_ids"].flatten()), codes, groups)
+        for group, codebook in enumerate(codebooks):
+            codebook.update(vqvae, features, chosen[:, group])
             team.copy([codebook.count, codebook.total, vqvae.codebook])   # a GPU sums in any order
 
     def watch() -> dict[str, float]:
         return vqvae_quality(vqvae, held_out)
 
-    stage = Stage("vqvae", "images", recipe.images, recipe.batch, {"vqvae": vqvae, "codebook": codebook},
+    stage = Stage("vqvae", "images", recipe.images, recipe.batch, {"vqvae": vqvae, "codebook": codebooks},
                   optimisers(vqvae, recipe.learning_rate), step, after, watch, max(recipe.batch, recipe.images // 20),
                   seed, _recipe(recipe, dataset, seed, chosen.pairs))
     done = fit(stage, folder, until=until, progress=progress, team=team)
@@ -196,7 +205,7 @@ def vqvae_quality(vqvae: VQVAE, images: Tensor) -> dict[str, float]:
     vqvae.eval()
     ids = vqvae.encode(images)
     psnr = metrics.frame_psnr(vqvae.decode(ids), images).mean().item()
-    return {"psnr": psnr, "codes": float(ids.unique().numel())}
+    return {"psnr": psnr, "codes": float((vqvae.count_codes(ids) > 0).sum())}
 
 
 @torch.no_grad()
@@ -215,7 +224,7 @@ def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200
     moved = F.max_pool2d(moved, down).bool()
     changed = ids[:, 1:] != ids[:, :-1]
     return {"changed_where_still": changed[~moved].float().mean().item(), "changed": changed.float().mean().item(),
-            "moved": moved.float().mean().item(), "codes": float(ids.unique().numel())}
+            "moved": moved.float().mean().item(), "codes": float((vqvae.count_codes(ids) > 0).sum())}
 
 
 # ---------------------------------------------------------------- second stage
@@ -230,7 +239,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     recipe, device = chosen.mage, torch.device(device)
     vqvae = vqvae.to(device).eval()
     torch.manual_seed(seed_of(seed, "mage start"))
-    mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size))
+    mage = MAGE(mage_config(recipe, dataset, vqvae.config.codebook_size, vqvae.config.groups))
     if start is not None:
         mage.start_from(start.mage, dataset.vocabulary, start.dataset.vocabulary)
     elif recipe.code_initialisation:
@@ -393,11 +402,12 @@ def run_folder(dataset, chosen: Preset, seed: int) -> Path:
 
 def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
           device: torch.device | str | None = None, progress: bool = True, start: weights.Trained | None = None,
-          command: str | None = None, team: Alone | None = None) -> weights.Trained | None:
+          new_tokens: bool = False, command: str | None = None, team: Alone | None = None) -> weights.Trained | None:
     """Both stages of a preset on a dataset, from the run's checkpoints if it has any; None where time ran out first.
 
     The weights and their card end up in the run's folder; a run that is complete is loaded from there. With `start`,
-    its VQ-VAE is taken as it is and its MAGE is trained on. `command` is what the card says that made them. Processes
+    its VQ-VAE is taken as it is and its MAGE is trained on; with `new_tokens` the preset's own VQ-VAE is trained, and
+    the MAGE goes over to its tokens first (`retokenise`). `command` is what the card says that made them. Processes
     that Accelerate started (`processes`) share the work, and all get the result.
     """
     team = processes(device) if team is None else team
@@ -406,10 +416,15 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     folder.mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
-    if start is None:
+    if new_tokens and start is None:
+        raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
+                         "--start), or leave this out")
+    if start is None or new_tokens:
         vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
         if not done:
             return None
+        if new_tokens:
+            start = _with_tokens_of(vqvae, start, folder, seed, team)
     else:
         vqvae, side = start.vqvae, 16 * start.vqvae.config.down
         if (vqvae.config.channels, side) != (dataset.channels, dataset.image_size):
@@ -437,6 +452,17 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     trained = weights.load(path)
     trained.dataset = dataset   # a card only describes a folder of videos
     return trained
+
+
+def _with_tokens_of(vqvae: VQVAE, start: weights.Trained, folder: Path, seed: int, team: Alone) -> weights.Trained:
+    """Weights to go on from with the tokens of another VQ-VAE, kept in the run's folder: the same after every stop."""
+    path, card = folder / "start.safetensors", start.card
+    if team.main and not path.exists():
+        weights.save(path, vqvae, retokenise(start, vqvae.cpu(), seed), card, precision="full")
+    team.wait()
+    made = weights.load(path)
+    made.card, made.dataset = card, start.dataset
+    return made
 
 
 def commit() -> str | None:
@@ -522,6 +548,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--test-clips", type=int, help="test pairs in the table (default: the preset's)")
     parser.add_argument("--start", help="weights to go on from, by name or file, of this dataset or of one "
                         "whose images are of the same kind, in place of training from nothing")
+    parser.add_argument("--new-tokens", action="store_true", help="with --start: train the preset's own VQ-VAE, and "
+                        "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
 
     chosen = changed(preset(given.preset, given.dataset), given.changes)
@@ -533,7 +561,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = "python -m mage_core.training " + " ".join(
         without_paths(sys.argv[1:] if arguments is None else arguments))
     trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team,
-                    command=command, start=weights.load(given.start) if given.start else None)
+                    command=command, start=weights.load(given.start) if given.start else None,
+                    new_tokens=given.new_tokens)
     if not team.main:
         return
     if trained is None:

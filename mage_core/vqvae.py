@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mage_core import machine
 from mage_core.machine import tf32
+from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, split_ids
 
 FAINT = 0.05   # a difference from the background that is hardly seen, of pixels in [0, 1]
 
@@ -30,10 +31,11 @@ FAINT = 0.05   # a difference from the background that is hardly seen, of pixels
 class VQVAEConfig:
     """Sizes of a VQ-VAE; `pixel_range` is what the network sees for black and white (the public range is 0 to 1).
 
-    `shape` is "released" or "patch"; the last five fields are those of "patch": channels of a code, residual blocks of
-    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, the encoder's width, and the
-    side of the images' common background, from which the network sees and makes differences only (0: there is none).
-    Raises ValueError, showing the number, where a size cannot be built.
+    `shape` is "released" or "patch"; the last six fields are those of "patch": channels of a code, residual blocks of
+    3 x 3 convolutions in encoder (none: a token sees its own patch alone) and decoder, the encoder's width, the side of
+    the images' common background, from which the network sees and makes differences only (0: there is none), and
+    `groups`: a token can be several codes, one for each block of its patch (see `tokens`), which share a code vector's
+    channels out among them. Raises ValueError, showing the number, where a size cannot be built.
     """
 
     channels: int
@@ -48,9 +50,10 @@ class VQVAEConfig:
     decoder_blocks: int = 3
     encoder_width: int = 64
     background: int = 0
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "codebook_size"):
+        for name in ("channels", "width", "codebook_size", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"VQVAEConfig.{name} is {getattr(self, name)}: it must be at least 1")
         if self.shape not in ("released", "patch"):
@@ -66,6 +69,12 @@ class VQVAEConfig:
         if self.down == 8 and self.width % 4:
             raise ValueError(f"VQVAEConfig.width is {self.width}: with down=8 it must be a multiple of 4, "
                              "the hidden width of a block being a quarter of its output")
+        if self.groups > 1:
+            if self.shape != "patch" or self.code_channels % self.groups:
+                raise ValueError(f"VQVAEConfig.groups is {self.groups}: more than one needs the shape 'patch' and "
+                                 f"code_channels that it divides, which are {self.code_channels}")
+            check_tokens("VQVAEConfig", self.codebook_size, self.groups)
+            block_grid(self.groups, self.down)
         low, high = self.pixel_range
         if not -1 <= low < high <= 1:
             raise ValueError(f"VQVAEConfig.pixel_range is {self.pixel_range}: it must rise and stay within -1 to 1, "
@@ -77,6 +86,11 @@ class VQVAEConfig:
         if self.shape == "patch":
             return self.code_channels
         return self.width if self.down == 4 else 4 * self.width
+
+    @property
+    def tokens(self) -> int:
+        """How many different tokens there are: `codebook_size`, to the power of `groups`."""
+        return self.codebook_size ** self.groups
 
 
 @dataclass
@@ -285,8 +299,9 @@ class VQVAE(nn.Module):
     def initialise(self, images: Tensor, seed: int = 0) -> None:
         """Start from data: images (b c H W) in [0, 1], a few thousand patches or more.
 
-        The patch shape's projections become principal components, so that it begins as PCA; then, for every shape, the
-        codebook becomes the k-means centres of the encoder's features, the commonest one (an empty background) exactly.
+        The patch shape's projections become principal components, of each group's block for itself, so that it begins
+        as PCA; then, for every shape, the codebook becomes the k-means centres of the encoder's features, the commonest
+        one (an empty background) exactly.
         """
         images = self.to_network(images)
         # Before a background most of what differs is the rim of some shadow: left out, lest it take most of the codes.
@@ -294,8 +309,11 @@ class VQVAE(nn.Module):
         if self.config.shape == "patch":
             patches = rearrange(self.encoder.cut(images), "b p h w -> (b h w) p")
             patches = patches[varied(patches, least)]
-            mean, n = patches.mean(0), self.config.code_channels
-            axes = torch.linalg.eigh((patches - mean).T @ (patches - mean)).eigenvectors.flip(1)[:, :n]
+            mean, axes = patches.mean(0), patches.new_zeros(patches.shape[1], self.config.code_channels)
+            for block, part in zip(self._blocks(), self._parts()):
+                spread = (patches - mean)[:, block]
+                main = torch.linalg.eigh(spread.T @ spread).eigenvectors.flip(1)
+                axes[block, part] = main[:, :part.stop - part.start]
             self.encoder.project.weight.copy_(axes.T[:, :, None, None])
             self.decoder.project.weight.copy_(axes[:, :, None, None])
             self.decoder.project.bias.copy_(mean - axes @ (axes.T @ mean))
@@ -303,7 +321,8 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def lay_codes(self, images: Iterable[Tensor], seed: int = 0) -> None:
-        """The codebook becomes the k-means centres of the encoder's features of all images, batches (b c H W) in [0, 1].
+        """The codebook becomes the k-means centres of the encoder's features of all images, batches (b c H W) in
+        [0, 1].
 
         ValueError for fewer features than codes.
         """
@@ -312,7 +331,21 @@ class VQVAE(nn.Module):
 
     def _lay(self, features: Tensor, seed: int, least: float, **limit: int | None) -> None:
         vectors = rearrange(features, "b e h w -> (b h w) e").float()
-        self.codebook.copy_(kmeans(vectors, self.config.codebook_size, seed=seed, least=least, **limit))
+        for part in self._parts():
+            self.codebook[:, part] = kmeans(vectors[:, part], self.config.codebook_size, seed=seed, least=least,
+                                            **limit)
+
+    def _parts(self) -> list[slice]:
+        """The channels of each group's codes."""
+        each = self.config.code_width // self.config.groups
+        return [slice(each * group, each * (group + 1)) for group in range(self.config.groups)]
+
+    def _blocks(self) -> Tensor:
+        """Which of a patch's numbers (c y x) are in the block of each group: (groups n)."""
+        config, (rows, columns) = self.config, block_grid(self.config.groups, self.config.down)
+        return rearrange(torch.arange(config.channels * config.down ** 2),
+                         "(c rows y columns x) -> (rows columns) (c y x)",
+                         c=config.channels, rows=rows, columns=columns, x=config.down // columns)
 
     # ---- public boundary: pixels in [0, 1]
 
@@ -400,12 +433,19 @@ class VQVAE(nn.Module):
     def nearest(self, features: Tensor) -> Tensor:
         """Features (b e h w) -> token ids (b h w)."""
         b, _, h, w = features.shape
-        ids = nearest_code(rearrange(features, "b e h w -> (b h w) e"), self.codebook)
-        return rearrange(ids, "(b h w) -> b h w", b=b, h=h, w=w)
+        vectors = rearrange(features, "b e h w -> (b h w) e")
+        codes = torch.stack([nearest_code(vectors[:, part], self.codebook[:, part]) for part in self._parts()], -1)
+        return rearrange(join_ids(codes, self.config.codebook_size), "(b h w) -> b h w", b=b, h=h, w=w)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids (b h w) -> code vectors (b e h w)."""
-        return rearrange(F.embedding(token_ids, self.codebook), "b h w e -> b e h w")
+        return rearrange(code_vectors(token_ids, self.codebook, self.config.groups), "b h w e -> b e h w")
+
+    def count_codes(self, token_ids: Tensor) -> Tensor:
+        """How often token ids (...) hold each code: (groups k)."""
+        k, groups = self.config.codebook_size, self.config.groups
+        codes = split_ids(token_ids, k, groups) + k * torch.arange(groups, device=token_ids.device)
+        return torch.bincount(codes.flatten(), minlength=groups * k).unflatten(0, (groups, k))
 
 
 # ---------------------------------------------------------------- a codebook that stays alive
@@ -419,8 +459,8 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int | None = 65_5
            least: float = 1e-3) -> Tensor:
     """k-means centres (k e) of vectors (n e), the first being the commonest vector (the median) itself.
 
-    Lloyd's rounds over at most `most` (None: all) of the others (`varied` by `least`), drawn with `seed`; an empty cluster restarts
-    on a vector that its centre serves worst. ValueError for fewer than k vectors.
+    Lloyd's rounds over at most `most` (None: all) of the others (`varied` by `least`), drawn with `seed`; an empty
+    cluster restarts on a vector that its centre serves worst. ValueError for fewer than k vectors.
     """
     if len(vectors) < k:
         raise ValueError(f"{len(vectors)} vectors cannot make {k} codes: give more images")
@@ -442,30 +482,30 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int | None = 65_5
 
 
 class Codebook(nn.Module):
-    """Keeps a VQ-VAE's codes at the moving mean of the features that choose them, and restarts the unused.
+    """Keeps a VQ-VAE's codes (of one group) at the moving mean of the features that choose them, restarts the unused.
 
     The exponential moving average of van den Oord et al. (2017, appendix A.1) in place of eq. 1's codebook loss: it
     follows the encoder without a learning rate of its own. A code that fewer than `rare` features chose of late
     restarts on one of the batch's features that are served worst, so that no code dies.
     """
 
-    def __init__(self, vqvae: VQVAE, decay: float = 0.99, rare: float = 0.05):
+    def __init__(self, vqvae: VQVAE, decay: float = 0.99, rare: float = 0.05, group: int = 0):
         super().__init__()
-        self.decay, self.rare = decay, rare
+        self.decay, self.rare, self.part = decay, rare, vqvae._parts()[group]
         self.register_buffer("count", torch.empty(vqvae.config.codebook_size))
-        self.register_buffer("total", torch.empty_like(vqvae.codebook))
+        self.register_buffer("total", torch.empty_like(vqvae.codebook[:, self.part]))
         self.restart(vqvae)
 
     @torch.no_grad()
     def restart(self, vqvae: VQVAE) -> None:
         """Begin again from the codebook as it is."""
         self.count.fill_(2.0)
-        self.total.copy_(vqvae.codebook * 2.0)
+        self.total.copy_(vqvae.codebook[:, self.part] * 2.0)
 
     @torch.no_grad()
     def update(self, vqvae: VQVAE, features: Tensor, token_ids: Tensor) -> None:
-        """Features (n e) and the ids (n,) of their codes, from this training step, move the codebook."""
-        features = features.float()
+        """Features (n e) and the numbers (n,) of their codes in this group, from a training step, move the codebook."""
+        features, codes = features[:, self.part].float(), vqvae.codebook[:, self.part]
         # bincount would wait for a GPU
         count = torch.zeros_like(self.count).index_add_(
             0, token_ids, torch.ones_like(token_ids, dtype=self.count.dtype))
@@ -473,19 +513,19 @@ class Codebook(nn.Module):
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
         if machine.waits(features.device):
-            self._restart_some(vqvae, features, token_ids)
+            self._restart_some(codes, features, token_ids)
         elif len(rare := (self.count < self.rare).nonzero()[:, 0]):
-            error = (features - vqvae.codebook[token_ids]).square().sum(1)
+            error = (features - codes[token_ids]).square().sum(1)
             worst = error.topk(min(4 * len(rare), len(error))).indices
             fresh = features[worst[torch.randperm(len(worst), device=worst.device)[:len(rare)]]]
             self.total[rare[:len(fresh)]], self.count[rare[:len(fresh)]] = fresh, 1.0
-        vqvae.codebook.copy_(self.total / self.count.clamp_min(1e-6)[:, None])
+        codes.copy_(self.total / self.count.clamp_min(1e-6)[:, None])
 
-    def _restart_some(self, vqvae: VQVAE, features: Tensor, token_ids: Tensor, most: int = 64) -> None:
+    def _restart_some(self, codes: Tensor, features: Tensor, token_ids: Tensor, most: int = 64) -> None:
         """The same for the `most` rarest codes at a time, without asking how many are rare: a GPU is not waited for."""
         most = min(most, len(self.count), len(features))
         rarest = self.count.topk(most, largest=False).indices
-        error = (features - vqvae.codebook[token_ids]).square().sum(1)
+        error = (features - codes[token_ids]).square().sum(1)
         worst = error.topk(min(4 * most, len(error))).indices
         fresh = features[worst[torch.rand(len(worst), device=worst.device).topk(most).indices]]
         rare = self.count[rarest] < self.rare

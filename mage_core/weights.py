@@ -276,9 +276,10 @@ def load_released(path: str | Path, *, pixel_range: tuple[float, float] | None =
     first, second = _stages(path, tensors)
     vqvae = _fill(path, VQVAE, vqvae_config or _vqvae_config(path, first, pixel_range), first, FIRST_STAGE)
     mage = _fill(path, MAGE, mage_config or _mage_config(path, second, alpha, beta), second)
-    if mage.config.codebook_size != vqvae.config.codebook_size:
-        raise CheckpointError(f"{path}: MAGE's tokens are {mage.config.codebook_size}, the VQ-VAE's codebook has "
-                              f"{vqvae.config.codebook_size}: the two stages do not belong together")
+    ours, theirs = ((config.groups, config.codebook_size) for config in (mage.config, vqvae.config))
+    if ours != theirs:
+        raise CheckpointError(f"{path}: MAGE's tokens are of {ours[0]} x {ours[1]} codes, the VQ-VAE's of {theirs[0]} "
+                              f"x {theirs[1]}: the two stages do not belong together")
     return vqvae, mage
 
 

@@ -1,0 +1,106 @@
+"""A trained MAGE with other tokens: what it knew is read and written as before, as far as the tokens can say it."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mage_core import retokenise as room
+from mage_core.clips import load_dataset
+from mage_core.mage import MAGE
+from mage_core.presets import mage_config, preset, vqvae_config
+from mage_core.retokenise import retokenise
+from mage_core.tokens import code_vectors, join_ids
+from mage_core.training import FrameSource, train
+from mage_core.vqvae import VQVAE
+from mage_core.weights import Trained
+
+SMOKE = preset("smoke")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset("single-mnist")
+
+
+def first_stage(dataset, **fields):
+    torch.manual_seed(0)
+    vqvae = VQVAE(vqvae_config(dataclasses.replace(SMOKE.vqvae, **fields), dataset)).eval()
+    with torch.no_grad():
+        vqvae.initialise(FrameSource(dataset, 50, 0).batch(0, 400))
+    return vqvae
+
+
+@pytest.fixture(scope="module")
+def start(dataset):
+    vqvae = first_stage(dataset, codebook_size=300, groups=1)
+    torch.manual_seed(0)
+    mage = MAGE(mage_config(dataclasses.replace(SMOKE.mage, width=64, head_width=32), dataset, 300)).eval()
+    mage.initialise_from_codes(vqvae.codebook)
+    return Trained(vqvae, mage, dataset.about)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups, codes", [(1, 200), (4, 64)])
+def test_new_tokens_read_and_write_what_the_old_ones_did(dataset, start, monkeypatch, groups, codes):
+    monkeypatch.setattr(room, "CLIPS", 40)
+    vqvae = first_stage(dataset, codebook_size=codes, groups=groups)
+    made = retokenise(start, vqvae)
+    assert (made.config.codebook_size, made.config.groups) == (codes, groups)
+    assert dataclasses.replace(made.config, codebook_size=300, groups=1) == start.mage.config
+    for name, tensor in start.mage.state_dict().items():
+        if "embedding" not in name and "logits" not in name:
+            assert torch.equal(made.state_dict()[name], tensor), name
+
+    frames = FrameSource(dataset, None, 1, "test").batch(0, 60)
+    old, new = start.vqvae.encode(frames)[:, None], vqvae.encode(frames)[:, None]
+    filled = new != 0
+    before, after = (model.visual_tokens.embed(ids)[filled] for model, ids in ((start.mage, old), (made, new)))
+    left = (after - before).square().sum() / (before - before.mean(0)).square().sum()
+    assert left < 0.35, "the embedding of a patch is much what it was"
+    hidden = torch.full((1, 1, 2, 2), made.config.hidden_id)
+    torch.testing.assert_close(made.visual_tokens.embed(hidden)[0, 0],
+                               start.mage.visual_tokens.embedding[300].expand(2, 2, -1))
+
+
+@torch.no_grad()
+def test_logits_name_the_code_that_features_point_to(dataset):
+    torch.manual_seed(0)
+    vqvae = first_stage(dataset, codebook_size=32, groups=4)
+    ids = vqvae.encode(FrameSource(dataset, 50, 2).batch(0, 100)).flatten()
+    ids = ids[ids != 0]
+    vectors, turn = code_vectors(ids, vqvae.codebook, 4), torch.randn(16, 48)
+    features = vectors @ turn + 0.02 * torch.randn(len(ids), 48)   # what a sure model would say
+    weight, bias = room._logits(vqvae, features, ids)
+    found = join_ids((features @ weight.T + bias).unflatten(-1, (4, 32)).argmax(-1), 32)
+    assert (found == ids).float().mean() > 0.9
+    blind, shares = room._logits(vqvae, torch.randn(len(ids), 48), ids)   # features that say nothing: the shares
+    nats = F.cross_entropy(shares.unflatten(0, (4, 32)), torch.stack(
+        [ids // 32 ** group % 32 for group in range(4)], 1).mode(0).values)
+    assert blind.abs().mean() < 0.2 * weight.abs().mean() and nats < torch.tensor(32.0).log()
+
+
+def test_other_grids_are_refused(start):
+    other = VQVAE(vqvae_config(dataclasses.replace(SMOKE.vqvae, groups=1), load_dataset("cater-gen-v1")))
+    with pytest.raises(ValueError, match="8 x 8 pixels in 3 channels cannot replace those of 4 x 4 in 1"):
+        retokenise(start, other)
+
+
+def test_a_run_goes_on_with_new_tokens_and_stops_and_goes_on_the_same(dataset, start, monkeypatch, tmp_path):
+    monkeypatch.setattr(room, "CLIPS", 20)
+    chosen = dataclasses.replace(SMOKE, pairs=20, watch_clips=1, vqvae=dataclasses.replace(
+        SMOKE.vqvae, images=64, codebook_size=16, groups=2),
+        mage=dataclasses.replace(SMOKE.mage, samples=16, width=64, head_width=32))
+    runs = []
+    for name in ("straight", "stopped"):
+        given = {"start": start, "new_tokens": True, "folder": tmp_path / name, "progress": False}
+        if name == "stopped":
+            assert train(dataset, chosen, minutes=1e-4, **given) is None
+        runs.append(train(dataset, chosen, **given))
+    assert (runs[0].mage.config.codebook_size, runs[0].mage.config.groups) == (16, 2)
+    assert runs[0].card["start"]["dataset"] == "single-mnist" and "vqvae" in runs[0].card["curves"]
+    for one, other in zip(runs[0].mage.state_dict().values(), runs[1].mage.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="none are given: name some.*--start"):
+        train(dataset, chosen, new_tokens=True, folder=tmp_path / "none")
