@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+from mage_core import muon
 from mage_core.muon import Muon, orthogonalised
 
 SHAPES = [(12, 12), (24, 8), (8, 24), (24, 8), (2, 5), (12, 12), (64, 16)]
@@ -48,6 +49,13 @@ def test_orthogonalised_keeps_the_singular_vectors_and_levels_the_values(shape):
     u, _, v = torch.linalg.svd(given, full_matrices=False)
     core = u.mT @ found @ v.mT   # diagonal where the vectors are the same
     assert (core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_is_for_machines_that_are_fast_in_it(monkeypatch, fast):
+    """A CPU that only imitates bf16 takes a hundred times as long for its products."""
+    monkeypatch.setattr(muon, "has_fast_bf16", lambda device: fast)
+    assert orthogonalised(torch.randn(2, 12, 8)).dtype == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_a_zero_gradient_moves_nothing_and_stays_a_number():
