@@ -38,6 +38,8 @@ def start(dataset):
     torch.manual_seed(0)
     mage = MAGE(mage_config(dataclasses.replace(SMOKE.mage, width=64, head_width=32), dataset, 300)).eval()
     mage.initialise_from_codes(vqvae.codebook)
+    with torch.no_grad():   # training has moved all of them together
+        mage.visual_tokens.embedding.add_(torch.randn(64))
     return Trained(vqvae, mage, dataset.about)
 
 
