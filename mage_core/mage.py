@@ -361,13 +361,7 @@ class MAGE(nn.Module):
         each place in a caption that both have. What only this model knows stays as it is. ValueError for models that
         differ in anything else.
         """
-        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
-        may_differ = ("vocabulary_size", "context_length", "dropout", "video_length")
-        differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
-                     if name not in may_differ and ours[name] != theirs[name]]
-        if differing:
-            raise ValueError(f"weights of another model cannot be a start: {', '.join(differing)}. Choose the preset "
-                             "and sizes of those weights, or train from nothing")
+        check_start(self.config, other.config)
         text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
         state = {name: tensor.to(self.text_encoder.words.device) for name, tensor in other.state_dict().items()}
         vectors, places = self.text_encoder.words.clone(), self.text_encoder.positions.clone()
@@ -463,6 +457,17 @@ class MAGE(nn.Module):
             raise ValueError("this model is deterministic and takes no noise: leave it out, or load a stochastic model")
         if noise is not None and noise.shape != (b, *self.noise_shape):
             raise ValueError(f"noise has the shape {tuple(noise.shape)}: this model takes {(b, *self.noise_shape)}")
+
+
+def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None:
+    """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
+    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
+    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length")
+    differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
+                 if name not in may_differ and ours[name] != theirs[name]]
+    if differing:
+        raise ValueError(f"weights of another model cannot be a start: {', '.join(differing)}. Choose the preset "
+                         "and sizes of those weights, or train from nothing")
 
 
 class TokenLoss(torch.autograd.Function):

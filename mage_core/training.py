@@ -46,7 +46,7 @@ from mage_core.generate import generate_videos
 from mage_core.loop import Stage, fit, optimisers, read_curve, seed_of
 from mage_core.machine import autocast, relaunch_with_fast_allocator, tf32
 from mage_core.machine import describe as describe_machine
-from mage_core.mage import MAGE
+from mage_core.mage import MAGE, check_start
 from mage_core.moving_mnist import MovingMNIST
 from mage_core.presets import Preset, changed, describe, mage_config, preset, vqvae_config
 from mage_core.processes import ALONE, Alone, processes
@@ -419,6 +419,15 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")
+    if start is not None:   # what does not fit is told before any work
+        old, side = start.vqvae.config, 16 * start.vqvae.config.down
+        if (old.channels, side) != (dataset.channels, dataset.image_size):
+            raise ValueError(f"weights for {side} x {side} pixels of {old.channels} channels cannot be a "
+                             f"start for {dataset.name}, of {dataset.image_size} x {dataset.image_size} and "
+                             f"{dataset.channels}: start from others, or from nothing")
+    if new_tokens:
+        check_start(mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups),
+                    start.mage.config, "codebook_size", "groups")
     if start is None or new_tokens:
         vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
         if not done:
@@ -426,11 +435,7 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
         if new_tokens:
             start = _with_tokens_of(vqvae, start, folder, seed, team)
     else:
-        vqvae, side = start.vqvae, 16 * start.vqvae.config.down
-        if (vqvae.config.channels, side) != (dataset.channels, dataset.image_size):
-            raise ValueError(f"weights for {side} x {side} pixels of {vqvae.config.channels} channels cannot be a "
-                             f"start for {dataset.name}, of {dataset.image_size} x {dataset.image_size} and "
-                             f"{dataset.channels}: start from others, or from nothing")
+        vqvae = start.vqvae
     if until is not None and machine.waits(device) and until - time.monotonic() < PREPARE_SECONDS:
         return None
     mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)

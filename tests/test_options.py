@@ -22,6 +22,8 @@ EACH = {"shift_attention": True, "time_bias": True, "speed_frequencies": 3, "int
         "hidden_token": True}   # video_length is tried by itself
 ALL = dataclasses.replace(PLAIN, **EACH)
 seeds = st.integers(0, 2 ** 32 - 1)
+# speeds that are the same number to numpy and to torch: where a video's frames are rounded, half a bit decides
+thirty_two_bits = st.floats(2 ** -10, 1 - 2 ** -10, width=32)
 few = settings(max_examples=8)
 
 
@@ -185,7 +187,7 @@ def test_time_positions_say_how_much_of_the_video_has_passed():
 
 
 @few
-@given(st.integers(2, 40), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+@given(st.integers(2, 40), thirty_two_bits, thirty_two_bits)
 def test_with_a_known_length_time_positions_say_which_frames_are_shown(length, eta, other):
     generator = model(dataclasses.replace(ALL, video_length=length)).generator
     loose = model().generator   # the same weights: a length adds none

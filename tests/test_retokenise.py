@@ -89,6 +89,15 @@ def test_other_grids_are_refused(start):
         retokenise(start, other)
 
 
+@pytest.mark.parametrize("world, width, told", [("cater-gen-v1", 64, "64 x 64 pixels of 1 channels cannot be a start"),
+                                                ("single-mnist", 32, "width 64 for 32")])
+def test_what_cannot_go_over_is_refused_before_any_work(start, tmp_path, world, width, told):
+    chosen = dataclasses.replace(SMOKE, mage=dataclasses.replace(SMOKE.mage, width=width, head_width=32))
+    with pytest.raises(ValueError, match=told):
+        train(load_dataset(world), chosen, start=start, new_tokens=True, folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_goes_on_with_new_tokens_and_stops_and_goes_on_the_same(dataset, start, monkeypatch, tmp_path):
     monkeypatch.setattr(room, "CLIPS", 20)
     chosen = dataclasses.replace(SMOKE, pairs=20, watch_clips=1, vqvae=dataclasses.replace(
