@@ -481,6 +481,15 @@ class AxialTransformer(nn.Module):
             cache.length = end
         return x
 
+    def look(self, anchor: Tensor, speed: Tensor | None = None) -> Tensor:
+        """The anchor (b h w d) as all layers but the last make it, which see nothing else at its time step."""
+        steps = torch.zeros(1, dtype=torch.long, device=anchor.device)
+        x = self.anchor_in(anchor)[:, None]
+        x = x + self.positions(steps, speed).to(x.dtype)
+        for layer in self.layers[:-1]:
+            x = layer(x, steps)
+        return x[:, 0]
+
     def positions(self, steps: Tensor, speed: Tensor | None) -> Tensor:
         """Time positions of the steps (t,): (t 1 1 d), or (b t 1 1 d) where they depend on the speed (b,)."""
         positions = self.time_positions[steps]

@@ -60,8 +60,9 @@ def training_batch(clips: Clips, mage: MAGE, recipe: MAGERecipe, seed: int, step
     Every pair comes once an epoch, in an order of the epoch's; its speed is drawn anew each time (4.2). Of a `team`'s
     batch this is the process' own part. `guess` makes the model's own guesses (default: `MAGE.guess`).
 
-    On a GPU shapes never depend on what was drawn: all targets get a weight in place of some being chosen, and guesses
-    are made for a fixed number of clips, in a rising share of the steps.
+    With `MAGERecipe.more_anchors` there are clips besides of which displacements alone are learned, drawn anew each
+    step. On a GPU shapes never depend on what was drawn: all targets get a weight in place of some being chosen, and
+    guesses are made for a fixed number of clips, in a rising share of the steps.
     """
     size, pairs, device = recipe.batch, len(clips), clips.device
     places = np.arange(step * size, (step + 1) * size)
@@ -87,6 +88,14 @@ def training_batch(clips: Clips, mage: MAGE, recipe: MAGERecipe, seed: int, step
             predict, weight = None, predict / predict.sum()
         weight = None if weight is None else weight * team.count
     part = team.part(size)
+    looks = more = None
+    if recipe.advection:
+        looks = torch.rand(ids[:, 1:].shape, generator=dice, device=device)[part]
+        if recipe.more_anchors:   # an anchor costs little beside a clip
+            others, some = recipe.more_anchors, team.part(recipe.more_anchors)
+            more = clips.batch(draw.integers(pairs, size=others)[some], draw.random(others).clip(1e-6, 1 - 1e-6)[some])
+            asked = torch.rand((others, *ids[0, 1:].shape), generator=dice, device=device)
+            looks = torch.cat([looks, asked[some]])
     ids, given, text, speed = ids[part], given[part], text[part], speed[part]
     predict, weight = (None if chosen is None else chosen[part] for chosen in (predict, weight))
     own = own[(own >= part.start) & (own < part.stop)] - part.start if team.count > 1 else own
@@ -94,7 +103,7 @@ def training_batch(clips: Clips, mage: MAGE, recipe: MAGERecipe, seed: int, step
         rows = sent(own, device)
         given[rows] = guessed(ids[rows], text[rows], speed[rows], mage, frames, guess)
     return {"token_ids": given, "text_ids": text, "speed": speed, "target_ids": ids, "frames": kept,
-            "predict": predict, "weight": weight}
+            "predict": predict, "weight": weight, "dice": looks, "more": more}
 
 
 def _own(recipe: MAGERecipe, step: int, draw: np.random.Generator, fixed: bool) -> np.ndarray:

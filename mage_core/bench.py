@@ -73,7 +73,7 @@ def recipe_step(width: int, batch: int, device: torch.device | str = "cpu") -> C
     It sees the first frame and three of the later ones, its loss is over the tokens that differ from the first frame's
     and as many others, and for a quarter of the clips it first makes its own guesses of the frames.
     """
-    recipe = replace(PRESETS["quick"].mage, width=width, batch=batch)
+    recipe = replace(PRESETS["quick"].mage, width=width, batch=batch, advection=0, more_anchors=0)
     dataset = load_dataset("single-mnist")
     torch.manual_seed(0)
     mage = MAGE(mage_config(recipe, dataset, 512)).to(device).train()

@@ -17,21 +17,24 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mage_core.advection import Advection
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
-from mage_core.tokens import check_tokens, code_vectors, join_ids, split_ids
+from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, split_ids
 
 
 @dataclass(frozen=True)
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last seven options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last nine options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
     is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
-    their embeddings are added up, and each has logits of its own.
+    their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
+    pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
+    pixels.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -62,6 +65,8 @@ class MAGEConfig:
     video_length: int | None = None
     hidden_token: bool = False
     groups: int = 1
+    advection: int = 0
+    patch: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -92,6 +97,15 @@ class MAGEConfig:
         if self.video_length is not None and (self.intervals is None or self.video_length < 1):
             raise ValueError(f"MAGEConfig.video_length is {self.video_length}: it must be at least 1 and needs "
                              f"intervals, which are {self.intervals}")
+        if self.advection and (self.patch is None or min(self.patch) < 1):
+            raise ValueError(f"MAGEConfig.advection is {self.advection} and patch {self.patch}: what is to be moved by "
+                             "pixels needs a token's channels and side in pixels, such as (1, 4)")
+        if self.advection:
+            block_grid(self.groups, self.patch[1])
+            side = min(self.rows, self.columns) * self.patch[1]
+            if not 0 < self.advection < side:
+                raise ValueError(f"MAGEConfig.advection is {self.advection}: it must be 0, for none, or less than the "
+                                 f"{side} pixels of an image's side")
 
     @property
     def hidden_id(self) -> int:
@@ -107,7 +121,7 @@ class MAGEOutput:
     term (scalars).
 
     `loss` is what the released code minimises: prediction + beta KL + alpha speed term where the model is stochastic,
-    the prediction alone where it is not (unless `speed_loss`).
+    the prediction alone where it is not (unless `speed_loss`). With `advection`, `displacement_loss` is added.
     """
 
     logits: Tensor
@@ -116,6 +130,7 @@ class MAGEOutput:
     prediction_loss: Tensor
     kl_loss: Tensor
     speed_loss: Tensor
+    displacement_loss: Tensor
 
 
 class VisualTokens(nn.Module):
@@ -191,20 +206,24 @@ class MAGE(nn.Module):
                                           codebook_size=config.codebook_size * config.groups,
                                           intervals=config.intervals, video_length=config.video_length,
                                           shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
+        self.advection = Advection(width=config.width, codebook_size=config.codebook_size, groups=config.groups,
+                                   patch=config.patch, reach=config.advection) if config.advection else None
 
     # ---- training
 
     def forward(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, *, target_ids: Tensor | None = None,
                 frames: Tensor | None = None, predict: Tensor | None = None, weight: Tensor | None = None,
-                posterior_noise: Tensor | None = None) -> MAGEOutput:
+                posterior_noise: Tensor | None = None, dice: Tensor | None = None,
+                more: tuple[Tensor, Tensor, Tensor] | None = None) -> MAGEOutput:
         """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses, logits.
 
         `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
         0, are the input frames to use where not all t-1 are; `predict` (b s h w) bool the tokens of the frames after
         them that the loss is taken over: then the logits are theirs alone, (n k). `weight` (b s h w) weighs each
         token's loss instead, all of them being summed: shapes then depend on nothing that was drawn. `posterior_noise`
-        (b c h w), drawn where not given, is the standard normal noise of a stochastic model. ValueError for shapes that
-        do not fit.
+        (b c h w), drawn where not given, is the standard normal noise of a stochastic model. With `advection`, `more`
+        are clips (token ids, text ids, speed) of which displacements alone are learned, and `dice` is that of
+        `Advection.misses`, for all clips. ValueError for shapes that do not fit.
         """
         config = self.config
         self._check(token_ids, text_ids, speed, posterior_noise)
@@ -228,7 +247,11 @@ class MAGE(nn.Module):
             places = F.pad(places, (0, -n % 128))   # few sizes: a CPU compiles a matrix product for every new one
             targets = targets[places]
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, places=places)
-        logits = self._logits(features)
+        things, displacement_loss = None, torch.zeros_like(kl_loss)
+        if self.advection is not None:
+            things, displacement_loss = self._learn_displacements(anchor, target_ids, speed, frames, dice, more)
+            things = things if places is None else things.flatten(0, 3).index_select(0, places)
+        logits = self._logits(features, things)
         prediction_loss = token_loss(logits.reshape(-1, config.codebook_size), self._codes(targets).flatten(),
                                      n if n is None else n * config.groups,
                                      weight if weight is None else weight.flatten().repeat_interleave(config.groups))
@@ -236,12 +259,12 @@ class MAGE(nn.Module):
             prediction_loss = prediction_loss * config.groups
         logits = logits[:n]
         speed_loss = self.motion_anchor.speed_vector(speed).float().square().sum(1).mean()
-        loss = prediction_loss
+        loss = prediction_loss + displacement_loss
         if config.stochastic:
             loss = loss + config.beta * kl_loss
         if config.stochastic or config.speed_loss:
             loss = loss + config.alpha * speed_loss
-        return MAGEOutput(logits, anchor, loss, prediction_loss, kl_loss, speed_loss)
+        return MAGEOutput(logits, anchor, loss, prediction_loss, kl_loss, speed_loss, displacement_loss)
 
     def _features(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,
                   frames: Tensor, **asked: int | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -264,13 +287,48 @@ class MAGE(nn.Module):
         """The likeliest ids (b last h w) of the frames after the last few of the input frames;
         arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
-        features, _ = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
-        return self._likeliest(self._logits(features))
+        features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
+        things = self._things(anchor, token_ids[:, 0], speed)
+        return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
-    def _logits(self, features: Tensor) -> Tensor:
-        """Features (... d) -> logits (... k), or of several groups (... groups k)."""
+    def displacements(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> Tensor:
+        """The motion anchor (b h w d), the first frame's ids (b h w), speed (b,) -> log chances of where the things
+        that move are in frames 2 to T, (b T-1 things m): see `Advection`. ValueError for a model without advection."""
+        if self.advection is None:
+            raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
+        steps = torch.arange(1, self.config.clip_length, device=anchor.device)
+        times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(anchor), -1, -1)
+        return self.advection.displacements(self.generator.look(anchor, speed), first_token_ids, times)
+
+    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> Tensor | None:
+        """What moves, as it looks in frames 2 to T (b T-1 h w things p); None without advection."""
+        if self.advection is None:
+            return None
+        chances = self.displacements(anchor, first_token_ids, speed)
+        return self.advection.things(chances.exp(), self.advection.moved(first_token_ids))
+
+    def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, speed: Tensor, frames: Tensor,
+                             dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """`_things` of clips (b t h w) in the frames after `frames`, and the displacement loss of these clips and
+        `more`."""
+        count = len(token_ids)
+        if more is not None:
+            more_ids, more_text, more_speed = more
+            first = self.visual_tokens(more_ids[:, :1])[:, 0]
+            anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
+            token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
+        chances, moved = self.displacements(anchor, token_ids[:, 0], speed), self.advection.moved(token_ids[:, 0])
+        loss = self.advection.misses(chances[:, :token_ids.shape[1] - 1], moved, token_ids[:, 1:], dice)
+        return self.advection.things(chances[:count, frames].exp(), moved[:count]), loss
+
+    def _logits(self, features: Tensor, things: Tensor | None = None) -> Tensor:
+        """Features (... d), what things look like there (... things p) -> logits (... k), or of several groups
+        (... groups k)."""
         logits, groups = self.generator.logits(features), self.config.groups
-        return logits if groups == 1 else logits.unflatten(-1, (groups, -1))
+        logits = logits.unflatten(-1, (groups, -1))
+        if things is not None:
+            logits = logits + self.advection(features, things)
+        return logits.flatten(-2) if groups == 1 else logits
 
     def _codes(self, token_ids: Tensor) -> Tensor:
         return split_ids(token_ids, self.config.codebook_size, self.config.groups)
@@ -320,6 +378,7 @@ class MAGE(nn.Module):
                     module.fold()
             made = made.bfloat16()
             made.visual_tokens.table = made.visual_tokens.table.bfloat16()
+            made.advection = copy.deepcopy(self.advection)   # pixels are a matter of small differences
             for linear in (module for module in made.modules() if isinstance(module, nn.Linear)):
                 linear.weight.data = linear.weight.data.t().contiguous().t()   # the order in which products read it
             self._copy = now, made   # in a tuple, so that it is no part of this module
@@ -335,11 +394,12 @@ class MAGE(nn.Module):
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
+        things = self._things(anchor, token_ids[:, 0], speed)
         new, given = first, anchor
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
-        for _ in range(config.clip_length - 1):
+        for number in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
-            logits = self._logits(features[:, -1:])
+            logits = self._logits(features[:, -1:], None if things is None else things[:, number:number + 1])
             next_ids = self._likeliest(logits)
             if codes is not None:
                 means.append(likely_mean(logits, codes.float(), config.groups))
@@ -358,8 +418,8 @@ class MAGE(nn.Module):
         may be others.
 
         `words` and `other_words` are the two vocabularies, in order: a word known to both keeps its vector, and so does
-        each place in a caption that both have. What only this model knows stays as it is. ValueError for models that
-        differ in anything else.
+        each place in a caption that both have. What only this model knows stays as it is, `advection` where the other
+        has none among it. ValueError for models that differ in anything else.
         """
         check_start(self.config, other.config)
         text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
@@ -370,7 +430,9 @@ class MAGE(nn.Module):
                 vectors[number] = text.words[known[word]]
         length = min(len(places), len(text.positions))
         places[:length] = text.positions[:length]
-        self.load_state_dict(state | {"text_encoder.words": vectors, "text_encoder.positions": places})
+        own = {} if other.advection else {name: tensor for name, tensor in self.state_dict().items()
+                                          if name.startswith("advection.")}
+        self.load_state_dict(state | own | {"text_encoder.words": vectors, "text_encoder.positions": places})
 
     GAIN, SHARPNESS, COPY = 4.0, 3.0, 0.05
 
@@ -463,6 +525,7 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
     may_differ += ("vocabulary_size", "context_length", "dropout", "video_length")
+    may_differ += () if start.advection else ("advection", "patch")
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]
     if differing:

@@ -65,6 +65,8 @@ class MAGERecipe:
     balanced: bool = False       # half of the loss on tokens that differ from the first frame's
     shifts: bool = False         # the options of MAGEConfig that help to find the motion
     code_initialisation: bool = False  # embeddings and logits start from the codes' vectors
+    advection: int = 0           # the longest displacement in pixels by which the first image is moved (MAGEConfig)
+    more_anchors: int = 0        # clips more a step of which displacements alone are learned
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
 
 
@@ -89,15 +91,15 @@ PRESETS = {
                     crop=11, encoder_width=16, encoder_blocks=0, decoder_blocks=1),
         MAGERecipe(32, samples=64, batch=4, learning_rate=2e-3, dropout=0.0, head_width=16, axial_layers=3, muon=3.0,
                    later_frames=2, hide_all=0.3, hide_some=0.3, own_frames=0.3, balanced=True, shifts=True,
-                   code_initialisation=True, evaluate_every=32),
+                   code_initialisation=True, advection=36, more_anchors=4, evaluate_every=32),
         pairs=64, test_clips=16, watch_clips=4),
     "quick": Preset(
         "quick",
-        VQVAERecipe("patch", 128, 64, images=24_000, batch=16, learning_rate=3e-3, commitment=10.0,
+        VQVAERecipe("patch", 128, 64, images=8_000, batch=16, learning_rate=3e-3, commitment=10.0,
                     reconstruction=100.0, crop=11, encoder_blocks=0, decoder_blocks=1, decoder_alone=1.0, groups=8),
-        MAGERecipe(128, samples=12_000, batch=4, learning_rate=1e-3, dropout=0.0, muon=3.0, later_frames=3,
+        MAGERecipe(128, samples=4_000, batch=4, learning_rate=1e-3, dropout=0.0, muon=3.0, later_frames=3,
                    hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
-                   evaluate_every=2_500),
+                   advection=36, more_anchors=8, evaluate_every=1_000),
         test_clips=500),
     # For one H100, five datasets in 30 minutes, so about 5 minutes each beside the machine's start. MAGE of digits: a
     # sample is 2,560 positions x 4.7 M weights of the six layers (12 d^2 each), 0.6 M of the convolution and 0.3 M of
@@ -111,7 +113,7 @@ PRESETS = {
                     reconstruction=100.0, crop=11, encoder_blocks=0, decoder_alone=1.0, groups=8),
         MAGERecipe(256, samples=400_000, batch=64, learning_rate=1e-3, dropout=0.0, muon=3.0,
                    hide_all=0.3, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
-                   evaluate_every=40_000),
+                   advection=36, more_anchors=128, evaluate_every=40_000),
         precision="int8"),
     "paper": Preset(
         "paper",
@@ -128,14 +130,15 @@ PRESETS = {
 # does. Crops of 6 rows in place of 11, as many tokens: the same.
 COLOUR = {
     "smoke": {"pairs": 12, "test_clips": 4, "watch_clips": 2, "vqvae": {"pool": 48, "background": True},
-              "mage": {"samples": 32}},
-    "quick": {"pairs": 2_000, "mage": {"samples": 9_000},
+              "mage": {"samples": 32, "advection": 0, "more_anchors": 0}},
+    "quick": {"pairs": 2_000, "mage": {"samples": 9_000, "advection": 0, "more_anchors": 0, "evaluate_every": 2_500},
               "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096, "groups": 1,
                         "images": 80_000, "encoder_blocks": 0, "decoder_blocks": 3, "decoder_alone": 0.0}},
     # 60,000 frames at 2,000 to 3,000 a second on 16 cores: half a minute
     "gpu": {"vqvae": {"pool": 60_000, "background": True, "images": 960_000, "batch": 64, "code_channels": 32,
                       "codebook_size": 8192, "groups": 1, "encoder_blocks": 3, "decoder_alone": 0.0},
-            "mage": {"width": 192, "samples": 480_000, "evaluate_every": 48_000}},   # 0.07 TFLOP a sample
+            "mage": {"width": 192, "samples": 480_000, "advection": 0, "more_anchors": 0,
+                     "evaluate_every": 48_000}},   # 0.07 TFLOP a sample
     "paper": {"vqvae": {"pool": 40_000}},
 }
 
@@ -215,6 +218,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,
         video_length=dataset.video_length if recipe.shifts else None,
+        advection=recipe.advection, patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 

@@ -2,7 +2,8 @@
 
 Only two parts of MAGE know what a token is: the embedding, which reads ids, and the logits, which write them. Both are
 fitted anew, by least squares, on what the old and the new tokens say of the same frames; all that lies between stays as
-it is. It takes a minute; training goes on from there (`training`, `--new-tokens`).
+it is (advection knows codes by their pixels, and is told the new ones). It takes a minute; training goes on from there
+(`training`, `--new-tokens`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ def retokenise(start: Trained, vqvae: VQVAE, seed: int = 0) -> MAGE:
     made = MAGE(dataclasses.replace(start.mage.config, codebook_size=vqvae.config.codebook_size,
                                     groups=vqvae.config.groups))
     kept = {name: tensor for name, tensor in start.mage.state_dict().items()
-            if name != "visual_tokens.embedding" and not name.startswith("generator.logits.")}
+            if name not in ("visual_tokens.embedding", "advection.pixels") and not name.startswith("generator.logits.")}
+    if made.advection is not None:
+        made.advection.pixels.copy_(vqvae.code_pixels())
+        for name in ("advection.shown.weight", "advection.shown.bias"):   # the same for all blocks
+            each = kept[name].unflatten(0, (start.mage.config.groups, -1)).mean(0)
+            kept[name] = each.repeat(made.config.groups, *[1] * (each.ndim - 1))
     made.load_state_dict(made.state_dict() | kept)
 
     draw = torch.Generator().manual_seed(seed_of(seed, "retokenise"))

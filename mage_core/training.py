@@ -244,10 +244,13 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         mage.start_from(start.mage, dataset.vocabulary, start.dataset.vocabulary)
     elif recipe.code_initialisation:
         mage.initialise_from_codes(vqvae.codebook, seed_of(seed, "codes"))
+    if mage.advection is not None:
+        mage.advection.pixels.copy_(vqvae.code_pixels())
     mage = mage.to(device)
     if not team.main:
         team.wait()   # until the main process has written the tokens
-    pairs = min(available(dataset, "train", chosen.pairs), recipe.samples)   # more would never be seen
+    seen = recipe.samples + math.ceil(recipe.samples / recipe.batch) * recipe.more_anchors
+    pairs = min(available(dataset, "train", chosen.pairs), seen)
     tokens = token_clips(dataset, vqvae, "train", pairs, vqvae_key=token_key(vqvae), progress=progress and team.main)
     if team.main:
         team.wait()
@@ -425,6 +428,10 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
             raise ValueError(f"weights for {side} x {side} pixels of {old.channels} channels cannot be a "
                              f"start for {dataset.name}, of {dataset.image_size} x {dataset.image_size} and "
                              f"{dataset.channels}: start from others, or from nothing")
+    shape = start.vqvae.config.shape if start is not None and not new_tokens else chosen.vqvae.shape
+    if chosen.mage.advection and shape != "patch":
+        raise ValueError(f"mage.advection is {chosen.mage.advection} and the VQ-VAE is of the shape {shape!r}, whose "
+                         "codes have no pixels of their own: set mage.advection=0, or vqvae.shape=patch")
     if new_tokens:
         check_start(mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups),
                     start.mage.config, "codebook_size", "groups")

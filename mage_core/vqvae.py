@@ -441,6 +441,19 @@ class VQVAE(nn.Module):
         """Token ids (b h w) -> code vectors (b e h w)."""
         return rearrange(code_vectors(token_ids, self.codebook, self.config.groups), "b h w e -> b e h w")
 
+    @torch.no_grad()
+    def code_pixels(self) -> Tensor:
+        """Each code's pixels in its block of a patch (groups k n), as the decoder's projection alone paints them.
+
+        ValueError for another shape than "patch", whose codes have no pixels of their own.
+        """
+        if self.config.shape != "patch":
+            raise ValueError(f"the codes of a VQ-VAE of the shape {self.config.shape!r} have no pixels of their own: "
+                             "train one of the shape 'patch', or leave MAGEConfig.advection at 0")
+        weight, bias = self.decoder.project.weight[:, :, 0, 0], self.decoder.project.bias
+        return torch.stack([self.codebook[:, part] @ weight[block][:, part].T + bias[block]
+                            for part, block in zip(self._parts(), self._blocks())])
+
     def count_codes(self, token_ids: Tensor) -> Tensor:
         """How often token ids (...) hold each code: (groups k)."""
         k, groups = self.config.codebook_size, self.config.groups

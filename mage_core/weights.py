@@ -164,8 +164,8 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
     """Write both stages to one .safetensors file and their card to a .json beside it; the models as they load again.
 
     `precision` "half" keeps weights in fp16, but for the VQ-VAE's encoder, background and codebook, on which every
-    token depends; "int8" keeps MAGE's matrices besides as whole numbers of -127 to 127 with a scale for each row;
-    "full" keeps all weights as they are. The card holds `about`, both configurations, the precision and the file's
+    token depends, and the codes' pixels; "int8" keeps MAGE's matrices besides as whole numbers of -127 to 127 with a
+    scale for each row; "full" keeps all weights as they are. The card holds `about`, both configurations, the precision and the file's
     SHA-256. ValueError for another precision.
     """
     if precision not in PRECISIONS:
@@ -176,7 +176,8 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
         for name, tensor in model.state_dict().items():
             tensor, name = tensor.detach().cpu().contiguous(), f"{stage}.{name}"
             exact = (not tensor.is_floating_point()
-                     or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background")))
+                     or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background",
+                                         "mage.advection.pixels")))
             if precision == "int8" and stage == "mage" and tensor.ndim == 2 and tensor.numel() > 1_000:
                 tensors[name], tensors[name + ROW_SCALES] = _in_whole_numbers(tensor)
             else:

@@ -52,8 +52,11 @@ def test_new_tokens_read_and_write_what_the_old_ones_did(dataset, start, monkeyp
     assert (made.config.codebook_size, made.config.groups) == (codes, groups)
     assert dataclasses.replace(made.config, codebook_size=300, groups=1) == start.mage.config
     for name, tensor in start.mage.state_dict().items():
-        if "embedding" not in name and "logits" not in name:
+        if not any(part in name for part in ("embedding", "logits", "pixels", "shown")):
             assert torch.equal(made.state_dict()[name], tensor), name
+    assert torch.equal(made.advection.pixels, vqvae.code_pixels()), "advection knows the new codes"
+    shown = made.advection.shown.weight.unflatten(0, (groups, -1))   # and shows in each block what it showed in all
+    torch.testing.assert_close(shown, start.mage.advection.shown.weight.expand_as(shown))
 
     frames = FrameSource(dataset, None, 1, "test").batch(0, 60)
     old, new = start.vqvae.encode(frames)[:, None], vqvae.encode(frames)[:, None]

@@ -26,6 +26,7 @@ from mage_core.files import write_whole
 from mage_core.loop import Stage, TrainingStopped, fit, optimisers, read_curve, schedule
 from mage_core.mage import MAGE
 from mage_core.presets import PRESETS
+from mage_core.processes import Alone
 from mage_core.training import (FrameSource, fingerprint, token_key, token_stillness, train_mage, train_vqvae,
                                 vqvae_quality)
 from mage_core.vqvae import VQVAE
@@ -595,18 +596,21 @@ def dice(seed):
 
 def recipe(**changes):
     """A recipe that takes clips as they are, but for some changes."""
-    plain = {"batch": 3, "later_frames": None, "hide_all": 0.0, "hide_some": 0.0, "own_frames": 0.0, "balanced": False}
+    plain = {"batch": 3, "later_frames": None, "hide_all": 0.0, "hide_some": 0.0, "own_frames": 0.0, "balanced": False,
+             "advection": 0, "more_anchors": 0}
     return dataclasses.replace(TINY.mage, **plain | changes)
 
 
 def assert_same_batch(one, other):
     assert one.keys() == other.keys()
     for name in one:
-        assert (one[name] is None) == (other[name] is None)
-        assert one[name] is None or torch.equal(one[name], other[name])
+        parts = [batch[name] if isinstance(batch[name], tuple) else (batch[name],) for batch in (one, other)]
+        for ours, theirs in zip(*parts, strict=True):
+            assert (ours is None) == (theirs is None)
+            assert ours is None or torch.equal(ours, theirs)
 
 
-ALL = {"later_frames": 3, "hide_all": 0.3, "hide_some": 0.4, "balanced": True}
+ALL = {"later_frames": 3, "hide_all": 0.3, "hide_some": 0.4, "balanced": True, "advection": 36, "more_anchors": 6}
 
 
 def test_a_batch_is_a_function_of_seed_and_step(numbered):
@@ -638,6 +642,31 @@ def test_every_pair_comes_once_an_epoch_in_a_new_order_and_at_a_new_speed(number
         assert torch.equal(words, numbered.text_ids[sample])
     for batch in batches:
         assert torch.equal(batch["token_ids"], batch["target_ids"]) and batch["frames"] is batch["predict"] is None
+
+
+def test_clips_whose_displacements_alone_are_learned_are_whole_and_shared_evenly(numbered):
+    class Second(Alone):
+        index, count = 1, 2
+
+    wanted = recipe(batch=2, advection=36, more_anchors=6)
+    seen = []
+    for step in range(20):
+        batch = training_batch(numbered, pretend, wanted, 0, step)
+        ids, text, speed = batch["more"]
+        assert len(ids) == len(text) == len(speed) == 6 and batch["dice"].shape == (8, 9, 4, 4)
+        for clip, words, eta in zip(ids, text, speed.tolist()):
+            sample = int(clip[0, 0, 0]) // 100
+            frames = frame_indices(numbered.source.lengths[sample], eta, numbered.source.interval)
+            assert (clip[:, 0, 0] - 100 * sample).tolist() == frames.tolist()
+            assert torch.equal(words, numbered.text_ids[sample])
+            seen.append(sample)
+        half = training_batch(numbered, pretend, wanted, 0, step, team=Second())
+        assert_same_batch({"more": half["more"], "dice": half["dice"]}, {
+            "more": (ids[3:], text[3:], speed[3:]), "dice": batch["dice"][[1, 5, 6, 7]]})
+        plain = training_batch(numbered, pretend, recipe(batch=2), 0, step)
+        assert plain["more"] is plain["dice"] is None and torch.equal(plain["token_ids"], batch["token_ids"])
+    assert set(seen) == set(range(10))
+    assert training_batch(numbered, pretend, recipe(advection=36), 0, 0)["dice"].shape == (3, 9, 4, 4)
 
 
 @pytest.mark.parametrize("later", [0, 1, 3, 7, 8, 20])

@@ -1,0 +1,287 @@
+"""Advection against Pillow's shifts of images and against what it is told to learn, and MAGE with it and without."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mage_core import weights
+from mage_core.advection import Advection
+from mage_core.batches import Clips, training_batch
+from mage_core.clips import load_dataset, token_clips
+from mage_core.loop import optimisers
+from mage_core.mage import MAGE, MAGEConfig
+from mage_core.metrics import evaluation_batch
+from mage_core.presets import mage_config, preset, vqvae_config
+from mage_core.tokens import join_ids
+from mage_core.training import FrameSource, generator
+from mage_core.vqvae import VQVAE
+
+REACH = 6
+CONFIG = MAGEConfig(codebook_size=7, groups=4, rows=3, columns=5, clip_length=5, width=16, vocabulary_size=9,
+                    context_length=8, head_width=8, axial_layers=3, text_layers=1, dropout=0.0, hidden_token=True,
+                    shift_attention=True, time_bias=True, intervals=(1.0, 2.0), advection=REACH, patch=(2, 4))
+
+
+def shifted(images, down, right):
+    """Images (b c H W), each channel moved by Pillow: what comes from outside is black."""
+    return torch.stack([torch.stack([
+        torch.from_numpy(np.array(Image.fromarray(channel.numpy()).transform(
+            (channel.shape[1], channel.shape[0]), Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down))))
+        for channel in image]) for image in images])
+
+
+def centre(image):
+    """Row and column of the centre of mass of an image (H W), by NumPy's weighted mean."""
+    return [np.average(np.arange(len(profile)), weights=profile) for profile in (image.sum(1), image.sum(0))]
+
+
+seeds = st.integers(0, 2 ** 32 - 1)
+few = settings(max_examples=10, deadline=None)
+
+
+def part(seed=0, **sizes):
+    """An `Advection` whose codes have random pixels, the first none."""
+    torch.manual_seed(seed)
+    made = Advection(**({"width": 16, "codebook_size": 7, "groups": 4, "patch": (2, 4), "reach": REACH} | sizes))
+    made.pixels.uniform_()[:, 0] = 0
+    return made
+
+
+def ids_of(made, shape, seed=0):
+    codes = torch.from_numpy(np.random.default_rng(seed).integers(made.codebook_size, size=(*shape, made.groups)))
+    return join_ids(codes, made.codebook_size)
+
+
+def model(config=CONFIG, seed=0):
+    torch.manual_seed(seed)
+    mage = MAGE(config).eval()
+    with torch.no_grad():
+        for parameter in mage.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+        if mage.advection is not None:
+            mage.advection.pixels.uniform_()[:, 0] = 0
+    return mage
+
+
+def sample(config=CONFIG, batch=2, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    shape = batch, config.clip_length, config.rows, config.columns
+    return (torch.randint(config.codebook_size ** config.groups, shape, generator=draw),
+            torch.randint(1, config.vocabulary_size, (batch, 6), generator=draw), torch.tensor([0.3, 0.7])[:batch])
+
+
+# ---------------------------------------------------------------- what is moved
+
+@few
+@given(seeds, st.sampled_from([(1, (1, 4)), (4, (2, 4)), (8, (1, 4)), (2, (3, 8))]), st.data())
+def test_every_displacement_is_a_shift_of_the_image(seed, sizes, data):
+    groups, patch = sizes
+    made = part(seed % 1000, groups=groups, patch=patch)
+    ids = ids_of(made, (2, 3, 5), seed)
+    image, moved = made.image(ids), made.moved(ids)
+    assert image.shape == (2, patch[0], 3 * patch[1], 5 * patch[1])
+    assert moved.shape == (2, 2 * (2 * REACH + 1), 3, 5, patch[0] * patch[1] ** 2)
+    by, across = data.draw(st.integers(-REACH, REACH)), data.draw(st.booleans())
+    wanted = shifted(image, *((0, by) if across else (by, 0)))
+    rows, columns = made.layout["gy"], made.layout["gx"]
+    wanted = rearrange(wanted, "b c (h gy y) (w gx x) -> b h w (gy gx c y x)", h=3, w=5, gy=rows,
+                       gx=columns)
+    assert torch.equal(moved[:, across * (2 * REACH + 1) + REACH + by], wanted)
+    assert torch.equal(moved[:, REACH], made.patches(ids)), "no displacement is the image itself"
+
+
+def test_pixels_of_codes_are_what_the_decoder_projects_them_to():
+    dataset, recipe = load_dataset("single-mnist"), preset("quick").vqvae
+    vqvae = VQVAE(vqvae_config(recipe, dataset)).eval()
+    source = FrameSource(dataset, 50, 0)
+    with torch.no_grad():
+        vqvae.initialise(source.batch(0, 800))   # so far the decoder is its projection
+        made = part(codebook_size=64, groups=8, patch=(1, 4))
+        made.pixels.copy_(vqvae.code_pixels())
+        ids = vqvae.encode(source.batch(1, 8))
+        torch.testing.assert_close(made.image(ids), vqvae.decoder(vqvae.embed(ids)), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="'released' have no pixels.*'patch'"):
+        VQVAE(vqvae_config(preset("paper").vqvae, dataset)).code_pixels()
+
+
+# ---------------------------------------------------------------- displacements
+
+def test_chances_are_a_distribution_and_follow_what_is_looked_at():
+    made = part()
+    torch.nn.init.normal_(made.chances.weight, std=0.3)
+    anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 3, 5)), torch.randn(2, 4, 16)
+    chances = made.displacements(anchor, ids, times)
+    assert chances.shape == (2, 4, made.THINGS, 2 * (2 * REACH + 1))
+    torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, made.THINGS))
+    for changed in ((anchor, ids, times + torch.randn(4, 16)), (anchor.flip(1), ids, times),
+                    (anchor, ids.flip(1), times)):   # when, what, and where
+        assert not torch.allclose(made.displacements(*changed), chances, atol=1e-3)
+
+
+def test_centres_of_mass_are_weighted_means_of_places():
+    made = part(groups=1, patch=(1, 4))
+    ids = 1 + ids_of(made, (1, 3, 5)) % 6   # none empty
+    even = torch.full((1, 15, 3), 1 / 15)
+    for found, place in zip(made._centres(even, ids), centre(made.image(ids)[0, 0].numpy())):
+        periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
+        np.testing.assert_allclose(found[0, 0, :16], np.sin(2 * np.pi * place / periods), atol=1e-3)
+    one = torch.zeros(1, 15, 3)
+    one[0, 7] = 1   # the token of row 1, column 2 alone
+    inside = centre(made.image(ids)[0, 0, 4:8, 8:12].numpy()) + np.array([4, 8])
+    for found, place in zip(made._centres(one, ids), inside):
+        np.testing.assert_allclose(found[0, 1, 15], np.sin(2 * np.pi * place / 200), atol=1e-4)
+
+
+@few
+@given(seeds, st.integers(-REACH, REACH))
+def test_the_true_displacement_misses_least(seed, by):
+    made = part()
+    first = ids_of(made, (1, 3, 5), seed)
+    moved = made.moved(first)
+    truth = shifted(made.image(first), by, 0)
+    patches = rearrange(truth, "b c (h gy y) (w gx x) -> b h w (gy gx) (c y x)", h=3, w=5, gy=made.layout["gy"],
+                        gx=made.layout["gx"])
+    made.pixels = torch.stack([   # codes that can say it exactly
+        torch.cat([torch.zeros(1, 8), patches[..., group, :].flatten(0, 2)]) for group in range(4)])
+    made.codebook_size = 16
+    codes = torch.arange(1, 16).view(1, 3, 5, 1).expand(-1, -1, -1, 4)
+    then = join_ids(codes, 16)[:, None]
+    misses = [made.misses(F.one_hot(torch.tensor(number), 26).float().log().expand(1, 1, 3, -1), moved, then).item()
+              for number in range(26)]
+    assert misses[REACH + by] == min(misses) and misses[REACH + by] < 1e-3
+    assert max(misses) > 3, "others do not fit"
+    assert max(misses) < -made.ASTRAY + 1e-3, "but no token costs more than one that comes from nowhere"
+
+
+def test_background_is_not_asked_and_dice_decide_which_tokens_are(monkeypatch):
+    made, ids = part(), ids_of(part(), (2, 4, 3, 5))
+    chances, moved = torch.randn(2, 4, 3, 26).log_softmax(-1), made.moved(ids[:, 0])
+    assert made.misses(chances, moved, torch.zeros_like(ids)).item() == 0
+    monkeypatch.setattr(Advection, "LOOKS", 5)
+    dice = torch.rand(ids.shape)
+    found = made.misses(chances, moved, ids, dice)
+    assert torch.equal(found, made.misses(chances, moved, ids, dice))
+    asked = torch.where(ids != 0, dice, -1.0).flatten(1).topk(5).indices
+    rest = torch.ones(2, 60).scatter_(1, asked, 0.0).bool().view(ids.shape)
+    assert torch.equal(found, made.misses(chances, moved, torch.where(rest, ids.flip(0), ids), dice)) or \
+        (ids.flip(0)[rest] == 0).any()
+    assert not torch.equal(found, made.misses(chances, moved, ids, 1 - dice))
+
+
+# ---------------------------------------------------------------- logits
+
+def test_logits_fall_with_the_squared_distance_from_what_is_shown():
+    made = part()
+    things = torch.rand(6, made.THINGS, 32)
+    with torch.no_grad():
+        made.shown.weight.zero_()
+        made.shown.bias.copy_(torch.tensor([-50.0, -50.0, 50.0, -50.0]).repeat(4))   # the second thing, for sure
+        made.sure.bias.fill_(1.5)
+        logits = made(torch.randn(6, 16), things)
+    apart = (things[:, 1].unflatten(1, (4, 8))[:, :, None] - made.pixels).square().sum(-1)
+    wanted = -0.5 * np.exp(1.5) * apart
+    torch.testing.assert_close(logits - logits[..., :1], wanted - wanted[..., :1], atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- MAGE with it
+
+def test_generation_is_the_same_frame_by_frame_and_in_bf16_nearly():
+    mage, (ids, text, speed) = model(), sample(batch=2)
+    once = mage.generate(ids[:, 0], text, speed)
+    assert torch.equal(once, mage.generate(ids[:, 0], text, speed, recompute=True))
+    still = model()
+    with torch.no_grad():
+        still.advection.sure.bias.fill_(-100.0)
+    assert not torch.equal(once, still.generate(ids[:, 0], text, speed)), "advection has a say"
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = mage.generate(ids[:, 0], text, speed)
+    assert (rounded == once).float().mean() > 0.5
+
+
+@torch.no_grad()
+def test_teacher_forcing_says_what_generation_does():
+    mage, (ids, text, speed) = model(), sample()
+    made = mage.generate(ids[:, 0], text, speed)
+    out = mage(made, text, speed)
+    assert torch.equal(mage._likeliest(out.logits), made[:, 1:])
+    assert torch.equal(out.loss, out.prediction_loss + out.displacement_loss) and out.displacement_loss > 0
+    frames = torch.tensor([0, 2, 3])
+    torch.testing.assert_close(mage(made, text, speed, frames=torch.tensor([0, 1, 2, 3])).logits, out.logits)
+    predict = torch.rand(2, 3, 3, 5) < 0.5
+    some = mage(made, text, speed, frames=frames, predict=predict)
+    whole = mage(made, text, speed, frames=frames)
+    torch.testing.assert_close(some.logits, whole.logits[predict])
+    guess = mage.guess(made, text, speed, frames, 2)
+    assert torch.equal(guess, mage._likeliest(whole.logits)[:, -2:])
+
+
+def test_a_start_without_advection_keeps_what_it_knew_and_gets_fresh_advection():
+    plain, ours = model(dataclasses.replace(CONFIG, advection=0, patch=None), seed=1), model(seed=2)
+    fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items() if name.startswith("advection.")}
+    ours.start_from(plain, "abcdefghi", "abcdefghi")
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name in fresh else plain.state_dict()[name]), name
+    again = model(seed=3)
+    again.start_from(ours, "abcdefghi", "abcdefghi")
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in again.state_dict().items())
+    with pytest.raises(ValueError, match="advection 6 for 0.*train from nothing"):
+        plain.start_from(ours, "abcdefghi", "abcdefghi")
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"patch": None}, "patch None.*such as"), ({"patch": (0, 4)}, r"patch \(0, 4\)"),
+    ({"advection": 12}, "advection is 12.*12 pixels"), ({"advection": -1}, "advection is -1"),
+    ({"groups": 5}, "groups is 5.*power of two")])
+def test_sizes_that_cannot_be_are_told(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **fields)
+
+
+def test_weights_with_advection_are_the_same_when_read_again(tmp_path):
+    dataset, chosen = load_dataset("single-mnist"), preset("smoke")
+    vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset)).eval()
+    with torch.no_grad():
+        vqvae.initialise(FrameSource(dataset, 50, 0).batch(0, 400))
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(chosen.mage, advection=36)
+    mage = MAGE(mage_config(recipe, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups)).eval()
+    mage.initialise_from_codes(vqvae.codebook)
+    mage.advection.pixels.copy_(vqvae.code_pixels())
+    for precision in weights.PRECISIONS:
+        saved = weights.save(tmp_path / "w.safetensors", vqvae, mage, dataset.about, precision=precision)
+        assert saved.mage.config == mage.config and saved.mage.config.patch == (1, 4)
+        assert torch.equal(saved.mage.advection.pixels, mage.advection.pixels), "of pixels every bit is kept"
+    batch = evaluation_batch(dataset, "test", range(2))
+    assert torch.equal(*(generator(vqvae, saved.mage).videos(batch) for _ in range(2)))
+
+
+def test_displacements_are_learned_in_seconds():
+    """The motion anchor alone, of a model that is otherwise never right, learns where a single digit is."""
+    dataset, chosen = load_dataset("single-mnist"), preset("smoke")
+    vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset)).eval()
+    with torch.no_grad():
+        vqvae.initialise(FrameSource(dataset, 50, 0).batch(0, 400))
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(chosen.mage, advection=36, batch=8)
+    mage = MAGE(mage_config(recipe, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups))
+    mage.initialise_from_codes(vqvae.codebook)
+    mage.advection.pixels.copy_(vqvae.code_pixels())
+    clips = Clips(token_clips(dataset, vqvae, "train", 200, vqvae_key="test", progress=False))
+    both = optimisers(mage, 2e-3, muon=recipe.muon)
+    losses = []
+    for step in range(60):
+        batch = training_batch(clips, mage, recipe, 0, step)
+        loss = mage(**batch).displacement_loss
+        mage.zero_grad()
+        loss.backward()
+        for optimiser in both:
+            optimiser.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.4, losses
