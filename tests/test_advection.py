@@ -20,7 +20,7 @@ from mage_core.mage import MAGE, MAGEConfig
 from mage_core.metrics import evaluation_batch
 from mage_core.presets import mage_config, preset, vqvae_config
 from mage_core.tokens import join_ids
-from mage_core.training import FrameSource, generator
+from mage_core.training import FrameSource, generator, train
 from mage_core.vqvae import VQVAE
 
 REACH = 6
@@ -222,6 +222,21 @@ def test_teacher_forcing_says_what_generation_does():
     assert torch.equal(guess, mage._likeliest(whole.logits)[:, -2:])
 
 
+@torch.no_grad()
+def test_the_anchor_is_looked_at_as_among_the_frames_by_all_layers_but_the_last():
+    mage, (ids, text, speed) = model(dataclasses.replace(CONFIG, axial_layers=6)), sample()
+    embedded = mage.visual_tokens(ids[:, :-1])
+    anchor = mage.anchor(embedded[:, 0], text, speed)
+    kept, (first, *middle, _) = [], mage.generator.layers
+    hook = first.register_forward_hook(lambda layer, given, made: kept.append(made[:, :1]))
+    mage.generator(anchor, embedded, speed=speed)
+    hook.remove()
+    x = kept[0]   # the first step after the first layer, with frames behind it
+    for layer in middle:
+        x = layer(x, torch.zeros(1, dtype=torch.long))
+    torch.testing.assert_close(mage.generator.look(anchor, speed), x[:, 0])
+
+
 def test_a_start_without_advection_keeps_what_it_knew_and_gets_fresh_advection():
     plain, ours = model(dataclasses.replace(CONFIG, advection=0, patch=None), seed=1), model(seed=2)
     fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items() if name.startswith("advection.")}
@@ -242,6 +257,21 @@ def test_a_start_without_advection_keeps_what_it_knew_and_gets_fresh_advection()
 def test_sizes_that_cannot_be_are_told(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **fields)
+
+
+def test_codes_without_pixels_are_refused_before_any_work(tmp_path):
+    chosen = dataclasses.replace(preset("smoke"), vqvae=preset("paper").vqvae)
+    with pytest.raises(ValueError, match="mage.advection is 36.*'released'.*vqvae.shape=patch"):
+        train(load_dataset("single-mnist"), chosen, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_advection_names_no_displacements():
+    mage, (ids, text, speed) = model(dataclasses.replace(CONFIG, advection=0, patch=None)), sample()
+    anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
+    with pytest.raises(ValueError, match="moves nothing by pixels.*advection="):
+        mage.displacements(anchor, ids[:, 0], speed)
+    assert mage(ids, text, speed).displacement_loss == 0
 
 
 def test_weights_with_advection_are_the_same_when_read_again(tmp_path):
