@@ -1,7 +1,7 @@
 """Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
 
 `smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` is meant to
-make the best that fits about 10 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch
+make the best that fits about 11 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch
 of 32. Notebook 04 tells where the numbers of `quick` come from.
 """
 
@@ -105,8 +105,9 @@ PRESETS = {
     # sample is 2,560 positions x 4.7 M weights of the six layers (12 d^2 each), 0.6 M of the convolution and 0.3 M of
     # the logits, x 6: 0.085 TFLOP. At a quarter of 790 TFLOP/s that is 2,300 samples/s: 400,000 samples in 3 minutes,
     # 6,250 steps of 28 ms. VQ-VAE: 2,000 steps of about 4 ms, bound by the host. Drawing 200,000 frames, tokens of
-    # 10,000 to 24,000 videos, compilation and the full test split: 90 s together. 8.5 M + 0.5 M weights: 10 MB. None of
-    # this has been measured on a GPU yet.
+    # 10,000 to 24,000 videos, compilation and the full test split: 90 s together. An anchor more is 5 layers of one
+    # time step in ten, a twelfth of a sample: two for each add a sixth. 10.3 M + 0.5 M weights: 11 MB. None of this has
+    # been measured on a GPU yet.
     "gpu": Preset(
         "gpu",
         VQVAERecipe("patch", 128, 128, images=256_000, batch=128, learning_rate=3e-3, commitment=10.0,

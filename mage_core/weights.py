@@ -165,8 +165,8 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
 
     `precision` "half" keeps weights in fp16, but for the VQ-VAE's encoder, background and codebook, on which every
     token depends, and the codes' pixels; "int8" keeps MAGE's matrices besides as whole numbers of -127 to 127 with a
-    scale for each row; "full" keeps all weights as they are. The card holds `about`, both configurations, the precision and the file's
-    SHA-256. ValueError for another precision.
+    scale for each row; "full" keeps all weights as they are. The card holds `about`, both configurations, the precision
+    and the file's SHA-256. ValueError for another precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
