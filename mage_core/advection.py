@@ -35,7 +35,7 @@ class Advection(nn.Module):
     WAVES = 32    # in which a thing's centre is told
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
-    LOOKS = 256   # tokens of a clip at which displacements are compared with the truth, for each training step
+    LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int):
         super().__init__()
