@@ -4,7 +4,8 @@ The axial transformer writes every token anew, and learns slowly to render what 
 option the motion anchor, once the transformer has seen it, also says of a few things how far each has moved at each
 time step: the chances of every displacement along rows and along columns. The first image moved by these is what a
 thing looks like then (dynamic neural advection, Finn, Goodfellow and Levine 2016). Features say which of the things a
-token shows, if any, and how sure that is; a code's logit falls with its squared distance from it.
+token shows, if any, and how sure that is; a code's logit falls with its squared distance from it. While it learns, a
+thing looks like the mean over all displacements; in a generated video it is where it likeliest is.
 
     motion anchor ──where──► a few things ──how far, when──► first image, moved ┐
     features of a token ──which, how sure───────────────────────────────────────┴─► more logits for its codes
@@ -35,6 +36,7 @@ class Advection(nn.Module):
     WAVES = 32    # in which a thing's centre is told
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
+    TRUST = 10.0  # in generation a thing is where it likeliest is, and is trusted this many times as much
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int):
@@ -137,11 +139,12 @@ class Advection(nn.Module):
 
     # ---- logits
 
-    def forward(self, features: Tensor, things: Tensor) -> Tensor:
-        """Features (... d), what the things look like there (... things p) -> logits (... groups k)."""
+    def forward(self, features: Tensor, things: Tensor, trust: float = 1.0) -> Tensor:
+        """Features (... d), what the things look like there (... things p) -> logits (... groups k), `trust` times as
+        sure as was learned."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             shown = self.shown(features).unflatten(-1, (self.groups, -1)).softmax(-1)[..., 1:]
             seen = torch.einsum("...gk,...kgn->...gn", shown, things.unflatten(-1, (self.groups, -1)))
             near = torch.einsum("...gn,gkn->...gk", seen, self.pixels) - 0.5 * self.pixels.square().sum(-1)
-            return near * self.sure(features).clamp(max=7.0).exp()[..., None]
+            return near * (trust * self.sure(features).clamp(max=7.0).exp())[..., None]

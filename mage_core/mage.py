@@ -300,12 +300,16 @@ class MAGE(nn.Module):
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(anchor), -1, -1)
         return self.advection.displacements(self.generator.look(anchor, speed), first_token_ids, times)
 
-    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> Tensor | None:
-        """What moves, as it looks in frames 2 to T (b T-1 h w things p); None without advection."""
+    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor, *,
+                likeliest: bool = False) -> Tensor | None:
+        """What moves, as it looks in frames 2 to T (b T-1 h w things p), on average or where it is `likeliest`; None
+        without advection."""
         if self.advection is None:
             return None
-        chances = self.displacements(anchor, first_token_ids, speed)
-        return self.advection.things(chances.exp(), self.advection.moved(first_token_ids))
+        chances = self.displacements(anchor, first_token_ids, speed).exp()
+        if likeliest:
+            chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).to(chances.dtype)
+        return self.advection.things(chances, self.advection.moved(first_token_ids))
 
     def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, speed: Tensor, frames: Tensor,
                              dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -321,13 +325,13 @@ class MAGE(nn.Module):
         loss = self.advection.misses(chances[:, :token_ids.shape[1] - 1], moved, token_ids[:, 1:], dice)
         return self.advection.things(chances[:count, frames].exp(), moved[:count]), loss
 
-    def _logits(self, features: Tensor, things: Tensor | None = None) -> Tensor:
-        """Features (... d), what things look like there (... things p) -> logits (... k), or of several groups
-        (... groups k)."""
+    def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
+        """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
+        several groups (... groups k)."""
         logits, groups = self.generator.logits(features), self.config.groups
         logits = logits.unflatten(-1, (groups, -1))
         if things is not None:
-            logits = logits + self.advection(features, things)
+            logits = logits + self.advection(features, things, trust)
         return logits.flatten(-2) if groups == 1 else logits
 
     def _codes(self, token_ids: Tensor) -> Tensor:
@@ -346,7 +350,8 @@ class MAGE(nn.Module):
                  codes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """First frame's token ids (b h w), caption ids (b l), speed (b,) -> the clip's token ids (b T h w), T frames.
 
-        Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
+        Every frame is the arg-max given the ones before it and is computed once (with `advection` things are where they
+        likeliest are, and count `Advection.TRUST` times as much as in training); `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
         stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the
         mean code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the
@@ -394,12 +399,13 @@ class MAGE(nn.Module):
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
-        things = self._things(anchor, token_ids[:, 0], speed)
+        things = self._things(anchor, token_ids[:, 0], speed, likeliest=True)
         new, given = first, anchor
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
-            logits = self._logits(features[:, -1:], None if things is None else things[:, number:number + 1])
+            logits = self._logits(features[:, -1:], None if things is None else things[:, number:number + 1],
+                                  Advection.TRUST)
             next_ids = self._likeliest(logits)
             if codes is not None:
                 means.append(likely_mean(logits, codes.float(), config.groups))

@@ -183,10 +183,16 @@ def test_logits_fall_with_the_squared_distance_from_what_is_shown():
         made.shown.weight.zero_()
         made.shown.bias.copy_(torch.tensor([-50.0, -50.0, 50.0, -50.0]).repeat(4))   # the second thing, for sure
         made.sure.bias.fill_(1.5)
-        logits = made(torch.randn(6, 16), things)
+        features = torch.randn(6, 16)
+        logits = made(features, things)
     apart = (things[:, 1].unflatten(1, (4, 8))[:, :, None] - made.pixels).square().sum(-1)
     wanted = -0.5 * np.exp(1.5) * apart
     torch.testing.assert_close(logits - logits[..., :1], wanted - wanted[..., :1], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        made.sure.bias.add_(np.log(3.0))
+    torch.testing.assert_close(made(features, things), 3 * logits)
+    made.sure.bias.data.sub_(np.log(3.0))
+    torch.testing.assert_close(made(features, things, 3.0), 3 * logits)
 
 
 # ---------------------------------------------------------------- MAGE with it
@@ -205,8 +211,28 @@ def test_generation_is_the_same_frame_by_frame_and_in_bf16_nearly():
 
 
 @torch.no_grad()
-def test_teacher_forcing_says_what_generation_does():
+def test_in_generation_a_thing_is_where_it_likeliest_is():
     mage, (ids, text, speed) = model(), sample()
+    first = ids[:, 0]
+    chances = mage.displacements(mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed), first, speed)
+    things = mage._things(mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed), first, speed, likeliest=True)
+    assert things.shape == (2, 4, 3, 5, 3, 32) and len(chances.argmax(-1).unique()) > 3
+    image, layout = mage.advection.image(first), mage.advection.layout
+    for clip, frame, thing in np.ndindex(2, 4, 3):
+        by = chances[clip, frame, thing].argmax().item()
+        down, right = (by - REACH, 0) if by <= 2 * REACH else (0, by - 3 * REACH - 1)
+        wanted = rearrange(shifted(image[clip:clip + 1], down, right),
+                           "1 c (h gy y) (w gx x) -> h w (gy gx c y x)", h=3, w=5, gy=layout["gy"], gx=layout["gx"])
+        assert torch.equal(things[clip, frame, :, :, thing], wanted)
+
+
+@torch.no_grad()
+def test_teacher_forcing_says_what_generation_does_where_all_is_certain(monkeypatch):
+    mage, (ids, text, speed) = model(), sample()
+    unsure = mage.generate(ids[:, 0], text, speed)
+    assert not torch.equal(mage._likeliest(mage(unsure, text, speed).logits), unsure[:, 1:])
+    monkeypatch.setattr(Advection, "TRUST", 1.0)
+    mage.advection.chances.weight.mul_(1e4)   # one displacement for each thing
     made = mage.generate(ids[:, 0], text, speed)
     out = mage(made, text, speed)
     assert torch.equal(mage._likeliest(out.logits), made[:, 1:])
