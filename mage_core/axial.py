@@ -255,11 +255,14 @@ class AxisAttention(torch.autograd.Function):
 def by_place(by_offset: Tensor, shape: torch.Size) -> Tensor:
     """A view of values by offset (heads (n m) 2m-1), -(m-1) first, as values of pairs, of `shape` (heads n m m).
 
-    Key j lies at offset j - i from query i, in column j - i + m - 1: stepping back one column a row reads that.
+    Key j lies at offset j - i from query i, in column j - i + m - 1: in the row of all numbers of n, rows that are one
+    number shorter, from number m - 1 on, begin with it.
     """
     heads, n, m, _ = shape
-    head, row, column = by_offset.stride()
-    return by_offset.as_strided(shape, (head, m * row, row - column, column), by_offset.storage_offset() + m - 1)
+    if m == 1:
+        return by_offset.view(shape)
+    numbers = by_offset.view(heads, n, m * (2 * m - 1))
+    return numbers[..., m - 1:-1].unflatten(-1, (m, 2 * m - 2))[..., :m]
 
 
 class Offsets(nn.Module):

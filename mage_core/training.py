@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -265,13 +265,15 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     looked_at = metrics.evaluation_batch(dataset, *watched(dataset, chosen.watch_clips))
 
     def watch() -> dict[str, float]:
-        row = metrics.evaluate_batch(generator(vqvae, mage), looked_at)
+        # frame by frame, every length would be compiled anew
+        with torch.compiler.set_stance("force_eager") if by_layer else nullcontext():
+            row = metrics.evaluate_batch(generator(vqvae, mage), looked_at)
         return {"psnr": row.scores.psnr_frames} | ({"motion": row.motion.accuracy} if row.motion else {})
 
     steps = math.ceil(recipe.samples / recipe.batch)
     kernel = fastest_kernel(mage, recipe.batch) if machine.waits(device) else None   # a CPU's is known
     with attention_kernel(kernel) if kernel else nullcontext():
-        made = compiled((mage, mage.guess), chosen.compile, device, lambda made: loss_of(*made, steps).backward())
+        made, by_layer = compiled(mage, chosen.compile, device, lambda made: loss_of(*made, steps).backward())
         mage.zero_grad(set_to_none=True)
         stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                       optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay),
@@ -279,37 +281,56 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
                       _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
                       | ({"start": fingerprint(start.mage)} if start is not None else {}))
         done = fit(stage, folder, until=until, progress=progress, team=team)
+        as_they_were(mage.generator.layers)
         if done and team.main and machine.waits(device):
             _write_speed(folder, recipe.batch, lambda: loss_of(mage, mage.guess, 0), device)
             mage.zero_grad(set_to_none=True)
     return mage.eval(), done
 
 
-def compiled(functions: tuple[Callable, ...], wanted: str, device: torch.device,
-             attempt: Callable[[tuple[Callable, ...]], object]) -> tuple[Callable, ...]:
-    """Functions by torch.compile where `wanted` is "on", or "auto" on a GPU; as they are where that fails.
+def compiled(mage: MAGE, wanted: str, device: torch.device,
+             attempt: Callable[[tuple[Callable, ...]], object]) -> tuple[tuple[Callable, ...], bool]:
+    """What trains a MAGE, its `forward` and `guess`, compiled as `wanted`; and whether its layers now are.
 
-    `attempt` takes a training step with them: compilation happens in the first pass forward and back, so that it
-    fails here or not at all. A failure is printed, and training goes on without; so it does with "auto" where a step
-    is no faster. ValueError for another word.
+    "layers" compiles each of the transformer's layers where it is, which takes a fraction of the time that "on" takes
+    for the whole of both; "auto" is "layers" on a GPU and "off" on a CPU. `attempt` takes a training step with them:
+    compilation happens in the first pass forward and back, so that it fails here or not at all. A failure is printed,
+    and training goes on without; so it does where a step is no faster, but with "on". ValueError for another word.
     """
-    if wanted not in ("auto", "on", "off"):
-        raise ValueError(f"compile is {wanted!r}: it must be 'auto', 'on' or 'off'")
+    if wanted not in ("auto", "on", "layers", "off"):
+        raise ValueError(f"compile is {wanted!r}: it must be 'auto', 'on', 'layers' or 'off'")
+    plain = mage, mage.guess
     if wanted == "off" or wanted == "auto" and not machine.waits(device):
-        return functions
-    start = time.monotonic()
+        return plain, False
+    start, layers, whole = time.monotonic(), mage.generator.layers, wanted == "on"
     try:
-        made = tuple(torch.compile(function, dynamic=False) for function in functions)
+        # by axis, number of steps and whether gradients are asked for, a layer is compiled anew
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        made = plain
+        if whole:
+            made = tuple(torch.compile(function, dynamic=False) for function in plain)
+        else:
+            for layer in layers:
+                layer.compile(dynamic=False)
         attempt(made)
-        took = time.monotonic() - start
-        fast, plain = (_seconds(lambda: attempt(which), device) for which in (made, functions))
-        print(f"compiled in {took:.0f} s: a step in {1e3 * fast:.1f} ms, without {1e3 * plain:.1f} ms", flush=True)
-        return made if fast < plain or wanted == "on" else functions
+        took, fast = time.monotonic() - start, _seconds(lambda: attempt(made), device)
+        with torch.compiler.set_stance("force_eager"):
+            slow = _seconds(lambda: attempt(plain), device)
+        print(f"compiled in {took:.0f} s: a step in {1e3 * fast:.1f} ms, without {1e3 * slow:.1f} ms", flush=True)
+        if fast < slow or whole:
+            return made, not whole
     except Exception as error:   # a compiler fails in as many ways as there are machines
         print(f"torch.compile failed ({type(error).__name__}: "
               f"{(str(error).splitlines() or ['no reason given'])[0][:200]}): training goes on without it", flush=True)
         torch.compiler.reset()
-        return functions
+    as_they_were(layers)
+    return plain, False
+
+
+def as_they_were(layers: Iterable[nn.Module]) -> None:
+    """Layers that `compiled` has compiled, no longer so."""
+    for layer in layers:
+        layer._compiled_call_impl = None
 
 
 def _seconds(step: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
@@ -405,13 +426,15 @@ def run_folder(dataset, chosen: Preset, seed: int) -> Path:
 
 def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
           device: torch.device | str | None = None, progress: bool = True, start: weights.Trained | None = None,
-          new_tokens: bool = False, command: str | None = None, team: Alone | None = None) -> weights.Trained | None:
+          new_tokens: bool = False, first_stage: weights.Trained | None = None, command: str | None = None,
+          team: Alone | None = None) -> weights.Trained | None:
     """Both stages of a preset on a dataset, from the run's checkpoints if it has any; None where time ran out first.
 
     The weights and their card end up in the run's folder; a run that is complete is loaded from there. With `start`,
     its VQ-VAE is taken as it is and its MAGE is trained on; with `new_tokens` the preset's own VQ-VAE is trained, and
-    the MAGE goes over to its tokens first (`retokenise`). `command` is what the card says that made them. Processes
-    that Accelerate started (`processes`) share the work, and all get the result.
+    the MAGE goes over to its tokens first (`retokenise`). With `first_stage` its VQ-VAE is taken as it is, and MAGE
+    trained from nothing. `command` is what the card says that made them. Processes that Accelerate started
+    (`processes`) share the work, and all get the result.
     """
     team = processes(device) if team is None else team
     device = team.device or torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -422,27 +445,29 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")
-    if start is not None:   # what does not fit is told before any work
-        old, side = start.vqvae.config, 16 * start.vqvae.config.down
+    if start is not None and first_stage is not None:
+        raise ValueError("weights to go on from bring their own VQ-VAE: give those, or a first stage alone")
+    if (given := start or first_stage) is not None:   # what does not fit is told before any work
+        old, side = given.vqvae.config, 16 * given.vqvae.config.down
         if (old.channels, side) != (dataset.channels, dataset.image_size):
             raise ValueError(f"weights for {side} x {side} pixels of {old.channels} channels cannot be a "
                              f"start for {dataset.name}, of {dataset.image_size} x {dataset.image_size} and "
                              f"{dataset.channels}: start from others, or from nothing")
-    shape = start.vqvae.config.shape if start is not None and not new_tokens else chosen.vqvae.shape
+    shape = given.vqvae.config.shape if given is not None and not new_tokens else chosen.vqvae.shape
     if chosen.mage.advection and shape != "patch":
         raise ValueError(f"mage.advection is {chosen.mage.advection} and the VQ-VAE is of the shape {shape!r}, whose "
                          "codes have no pixels of their own: set mage.advection=0, or vqvae.shape=patch")
     if new_tokens:
         check_start(mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups),
                     start.mage.config, "codebook_size", "groups")
-    if start is None or new_tokens:
+    if given is None or new_tokens:
         vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
         if not done:
             return None
         if new_tokens:
             start = _with_tokens_of(vqvae, start, folder, seed, team)
     else:
-        vqvae = start.vqvae
+        vqvae = given.vqvae
     if until is not None and machine.waits(device) and until - time.monotonic() < PREPARE_SECONDS:
         return None
     mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)
@@ -455,8 +480,9 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
                  "recipe": dataclasses.asdict(chosen), "command": command or "mage_core.training.train",
                  "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
                  "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
-        if start is not None:
-            about["start"] = {key: start.card[key] for key in START if key in start.card}
+        for name, source in (("start", start), ("first_stage", first_stage)):
+            if source is not None:
+                about[name] = {key: source.card[key] for key in START if key in source.card}
         if (speed := folder / "speed.json").exists():
             about["speed"] = json.loads(speed.read_text())
         weights.save(path, vqvae, mage, about, precision=chosen.precision)
@@ -560,6 +586,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--test-clips", type=int, help="test pairs in the table (default: the preset's)")
     parser.add_argument("--start", help="weights to go on from, by name or file, of this dataset or of one "
                         "whose images are of the same kind, in place of training from nothing")
+    parser.add_argument("--first-stage", metavar="NAME_OR_FILE", help="weights whose VQ-VAE is taken as it is: MAGE "
+                        "alone is trained, from nothing")
     parser.add_argument("--new-tokens", action="store_true", help="with --start: train the preset's own VQ-VAE, and "
                         "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
@@ -574,7 +602,8 @@ def main(arguments: list[str] | None = None) -> None:
         without_paths(sys.argv[1:] if arguments is None else arguments))
     trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team,
                     command=command, start=weights.load(given.start) if given.start else None,
-                    new_tokens=given.new_tokens)
+                    new_tokens=given.new_tokens,
+                    first_stage=weights.load(given.first_stage) if given.first_stage else None)
     if not team.main:
         return
     if trained is None:

@@ -248,35 +248,52 @@ def test_rare_codes_restart_where_a_gpu_is_not_asked_how_many_there_are(monkeypa
 
 # ---------------------------------------------------------------- compilation
 
-def test_where_compilation_fails_training_goes_on_without(monkeypatch, capsys):
+class Pretended(nn.Module):
+    """What `training.compiled` asks of a MAGE."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Module()
+        self.generator.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+    def guess(self):
+        return 1
+
+
+@pytest.mark.parametrize("wanted", ["on", "layers"])
+def test_where_compilation_fails_training_goes_on_without(monkeypatch, capsys, wanted):
     def broken(function, **options):
         raise RuntimeError("no compiler\nand much more")
 
+    mage, cpu = Pretended(), torch.device("cpu")
+    plain = (mage, mage.guess), False
     monkeypatch.setattr(torch, "compile", broken)
-    cpu, functions = torch.device("cpu"), (len, sum)
-    assert training.compiled(functions, "on", cpu, lambda made: None) == functions
+    assert training.compiled(mage, wanted, cpu, lambda made: None) == plain
     assert "torch.compile failed (RuntimeError: no compiler)" in capsys.readouterr().out
-    assert (training.compiled(functions, "auto", cpu, None)
-            == training.compiled(functions, "off", cpu, None) == functions)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: (function,))
-
-    def takes_longer(made):
-        if isinstance(made[0], tuple):
-            time.sleep(0.002)
-
-    assert training.compiled(functions, "on", cpu, takes_longer) == ((len,), (sum,))
-    with monkeypatch.context() as patch:
-        patch.setattr(machine, "waits", lambda device: True)
-        assert training.compiled(functions, "auto", cpu, takes_longer) == functions, "slower: it does not pay"
-    assert "compiled in 0 s" in capsys.readouterr().out
+    assert training.compiled(mage, "auto", cpu, None) == training.compiled(mage, "off", cpu, None) == plain
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
     def fails_later(made):
         raise ValueError
 
-    assert training.compiled(functions, "on", cpu, fails_later) == functions
+    assert training.compiled(mage, wanted, cpu, fails_later) == plain
+    assert all(layer._compiled_call_impl is None for layer in mage.generator.layers)
     assert "no reason given" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'maybe'.*auto"):
-        training.compiled(functions, "maybe", cpu, None)
+        training.compiled(mage, "maybe", cpu, None)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_layers_stay_compiled_where_a_step_is_faster(monkeypatch, capsys, fast):
+    mage, cpu = Pretended(), torch.device("cpu")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(machine, "waits", lambda device: True)
+    seconds = iter([0.1, 0.2] if fast else [0.2, 0.1])
+    monkeypatch.setattr(training, "_seconds", lambda step, device: next(seconds))
+    made, by_layer = training.compiled(mage, "auto", cpu, lambda made: None)
+    assert made == (mage, mage.guess) and by_layer == fast
+    assert all((layer._compiled_call_impl is not None) == fast for layer in mage.generator.layers)
+    assert f"a step in {'100' if fast else '200'}.0 ms, without" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
@@ -286,16 +303,28 @@ def test_a_compiled_layer_is_the_layer(model):
     layer, steps = model[0].generator.layers[-1], torch.arange(3)
     assert layer.offsets is not None
     x = torch.randn(1, 3, 16, 16, 16)
-    fast, = training.compiled((layer,), "on", torch.device("cpu"), lambda made: made[0](x, steps).sum().backward())
-    assert fast is not layer
     found = []
-    for function in (layer, fast):
+    for compile_it in (False, True):
+        if compile_it:
+            layer.compile(dynamic=False, fullgraph=True)
         layer.zero_grad(set_to_none=True)
-        y = function(x, steps)
+        y = layer(x, steps)
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad for p in layer.parameters())])
+    training.as_they_were([layer])
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def test_what_trains_a_model_is_one_graph(model):
+    """A break in it would be compiled in pieces, and each piece started by the host."""
+    mage, clips = model
+    ids, text, speed = clips.batch(np.array([0, 1]), np.array([0.2, 0.5]))
+    backend = {"backend": "eager", "fullgraph": True, "dynamic": False}
+    loss = torch.compile(mage, **backend)(ids, text, speed, weight=balanced_weights(ids, None)).loss
+    guess = torch.compile(mage.guess, **backend)(ids, text, speed, torch.arange(9), 9)
+    assert loss.isfinite() and torch.equal(guess, mage.guess(ids, text, speed, torch.arange(9), 9))
+    torch.compiler.reset()
 
 
 # ---------------------------------------------------------------- TF32, rates, evaluation in parts

@@ -25,7 +25,7 @@ from mage_core.clips import TokenClips, frame_indices, load_dataset, text_ids, t
 from mage_core.files import write_whole
 from mage_core.loop import Stage, TrainingStopped, fit, optimisers, read_curve, schedule
 from mage_core.mage import MAGE
-from mage_core.presets import PRESETS
+from mage_core.presets import PRESETS, changed
 from mage_core.processes import Alone
 from mage_core.training import (FrameSource, fingerprint, token_key, token_stillness, train_mage, train_vqvae,
                                 vqvae_quality)
@@ -854,6 +854,18 @@ def test_a_run_from_given_weights_keeps_their_vqvae_and_trains_their_mage_on(sin
     other = MAGE(more.mage.config).state_dict()
     fresh = max((start[name] - other[name]).abs().max().item() for name in start)
     assert 0 < moved < fresh
+
+
+def test_a_first_stage_is_taken_as_it_is_and_the_second_trained_from_nothing(single, smoke, tmp_path):
+    chosen = changed(PRESETS["smoke"], ["pairs=6", "watch_clips=1", "mage.samples=8", "mage.width=16"])
+    made = training.train(single, chosen, first_stage=smoke, folder=tmp_path, progress=False)
+    assert not (tmp_path / "vqvae.pt").exists() and made.mage.config.width == 16
+    assert torch.equal(made.vqvae.codebook, smoke.vqvae.codebook)
+    assert made.card["first_stage"]["sha256"] == smoke.card["sha256"] and "start" not in made.card
+    with pytest.raises(ValueError, match="a first stage alone"):
+        training.train(single, chosen, start=smoke, first_stage=smoke, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="64 x 64 pixels of 1 channels cannot be a start for cater-gen-v1"):
+        training.train(load_dataset("cater-gen-v1"), chosen, first_stage=smoke, folder=tmp_path, progress=False)
 
 
 def test_weights_of_one_dataset_are_a_start_for_another(smoke, tmp_path):
