@@ -272,7 +272,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
 
     steps = math.ceil(recipe.samples / recipe.batch)
     kernel = fastest_kernel(mage, recipe.batch) if machine.waits(device) else None   # a CPU's is known
-    with attention_kernel(kernel) if kernel else nullcontext():
+    # compiled under the very flags that hold in `fit`: else all would be compiled once more there
+    with tf32(True), attention_kernel(kernel) if kernel else nullcontext():
         made, by_layer = compiled(mage, chosen.compile, device, lambda made: loss_of(*made, steps).backward())
         mage.zero_grad(set_to_none=True)
         stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},

@@ -858,14 +858,14 @@ def test_a_run_from_given_weights_keeps_their_vqvae_and_trains_their_mage_on(sin
 
 def test_a_first_stage_is_taken_as_it_is_and_the_second_trained_from_nothing(single, smoke, tmp_path):
     chosen = changed(PRESETS["smoke"], ["pairs=6", "watch_clips=1", "mage.samples=8", "mage.width=16"])
-    made = training.train(single, chosen, first_stage=smoke, folder=tmp_path, progress=False)
+    made = training.train(single, chosen, first_stage=smoke.trained, folder=tmp_path, progress=False)
     assert not (tmp_path / "vqvae.pt").exists() and made.mage.config.width == 16
-    assert torch.equal(made.vqvae.codebook, smoke.vqvae.codebook)
-    assert made.card["first_stage"]["sha256"] == smoke.card["sha256"] and "start" not in made.card
+    assert torch.equal(made.vqvae.codebook, smoke.trained.vqvae.codebook)
+    assert made.card["first_stage"]["sha256"] == smoke.trained.card["sha256"] and "start" not in made.card
     with pytest.raises(ValueError, match="a first stage alone"):
-        training.train(single, chosen, start=smoke, first_stage=smoke, folder=tmp_path, progress=False)
+        training.train(single, chosen, start=smoke.trained, first_stage=smoke.trained, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match="64 x 64 pixels of 1 channels cannot be a start for cater-gen-v1"):
-        training.train(load_dataset("cater-gen-v1"), chosen, first_stage=smoke, folder=tmp_path, progress=False)
+        training.train(load_dataset("cater-gen-v1"), chosen, first_stage=smoke.trained, folder=tmp_path, progress=False)
 
 
 def test_weights_of_one_dataset_are_a_start_for_another(smoke, tmp_path):
