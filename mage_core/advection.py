@@ -127,13 +127,14 @@ class Advection(nn.Module):
         apart = (there - self.patches(token_ids.flatten(1).gather(1, picked))[:, :, None]).square().sum(-1)
         fits = chances[clip, picked // tokens] - apart[:, :, None] / (2 * self.BLUR ** 2)   # (b n things m)
         fits = fits.flatten(2).logsumexp(2) - math.log(fits.shape[2])   # each thing as likely
-        fits = torch.logaddexp(fits, fits.new_tensor(self.ASTRAY))
+        fits = torch.logaddexp(fits, torch.full_like(fits, self.ASTRAY))
         asked = drawn >= 0
         return -((fits * asked).sum(1) / asked.sum(1).clamp_min(1)).mean()
 
     def things(self, chances: Tensor, moved: Tensor) -> Tensor:
         """What each thing looks like by chances (b t things m) of the `moved` first frame: (b t h w things p)."""
-        found = chances.flatten(1, 2) @ moved.flatten(2)
+        with torch.autocast(moved.device.type, enabled=False):   # pixels are a matter of small differences
+            found = chances.flatten(1, 2).float() @ moved.flatten(2).float()
         return rearrange(found, "b (t k) (h w p) -> b t h w k p", t=chances.shape[1], h=moved.shape[2],
                          w=moved.shape[3])
 
@@ -143,8 +144,8 @@ class Advection(nn.Module):
         """Features (... d), what the things look like there (... things p) -> logits (... groups k), `trust` times as
         sure as was learned."""
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
+            features, things = features.float(), things.float()
             shown = self.shown(features).unflatten(-1, (self.groups, -1)).softmax(-1)[..., 1:]
-            seen = torch.einsum("...gk,...kgn->...gn", shown, things.unflatten(-1, (self.groups, -1)))
+            seen = (shown.mT[..., None] * things.unflatten(-1, (self.groups, -1))).sum(-3)
             near = torch.einsum("...gn,gkn->...gk", seen, self.pixels) - 0.5 * self.pixels.square().sum(-1)
             return near * (trust * self.sure(features).clamp(max=7.0).exp())[..., None]

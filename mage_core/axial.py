@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mage_core import machine
+
 # ---------------------------------------------------------------- attention
 
 KERNELS = ("plain", "fused")
@@ -106,6 +108,16 @@ class Dropout(nn.Module):
         bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2 ** 63, None).view(torch.uint8)
         keep = (bits[:x.numel()] >= self.cut).view(x.shape)
         return x * keep.to(x.dtype).mul_(256 / (256 - self.cut))
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's; on a GPU it stays in the precision of x (its sums are in fp32 all the same), where autocast would not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not machine.waits(x.device) or x.dtype == torch.float32:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class Linear(nn.Linear):
@@ -220,9 +232,9 @@ class AxisAttention(torch.autograd.Function):
         scores = torch.matmul(q, k.mT).to(wide).mul_(scale)
         if bias is not None:
             scores += bias[:, None]
-        if keys is not None:
-            keys = (keys * scale).to(q.dtype)
-            scores += by_place(torch.baddbmm(places[:, None].to(q.dtype), q.flatten(1, 2), keys.mT), scores.shape)
+        if keys is not None:   # one offset more, which no pair has: matrices of an even width are multiplied faster
+            keys, places = F.pad((keys * scale).to(q.dtype), (0, 0, 0, 1)), F.pad(places.to(q.dtype), (0, 1))
+            scores += by_place(torch.baddbmm(places[:, None], q.flatten(1, 2), keys.mT), scores.shape)
         weights = scores.softmax(-1).to(q.dtype)
         ctx.save_for_backward(parts, weights, keys)
         ctx.axis, ctx.shape, ctx.wide, ctx.scale, ctx.bias = axis, qkv.shape, wide, scale, bias
@@ -247,22 +259,34 @@ class AxisAttention(torch.autograd.Function):
             d_offsets = q.new_zeros(len(q), q.shape[1] * q.shape[2], keys.shape[1])
             by_place(d_offsets, d_scores.shape).copy_(d_scores)
             d_q.view(len(q), -1, q.shape[-1]).baddbmm_(d_offsets, keys)
-            d_keys = torch.bmm(d_offsets.mT, q.flatten(1, 2)).to(ctx.wide).mul_(ctx.scale)
-            d_places = d_offsets.sum(1, dtype=ctx.wide)
+            d_keys = summed_product(d_offsets, q.flatten(1, 2)).to(ctx.wide).mul_(ctx.scale)[:, :-1]
+            d_places = d_offsets.sum(1, dtype=ctx.wide)[:, :-1]
         return merge(d_parts, ctx.axis, ctx.shape), d_bias, d_keys, d_places, None, None
 
 
+def summed_product(x: Tensor, y: Tensor, parts: int = 64) -> Tensor:
+    """x^T y for x (b n k) and y (b n l), n being large: (b k l).
+
+    A GPU sums over `parts` of the rows at a time, for its products of few numbers take one after another.
+    """
+    if not machine.waits(x.device) or x.shape[1] % parts:
+        return torch.bmm(x.mT, y)
+    x, y = (z.unflatten(1, (parts, -1)).flatten(0, 1) for z in (x, y))
+    return torch.bmm(x.mT, y).unflatten(0, (-1, parts)).sum(1, dtype=torch.float32)
+
+
 def by_place(by_offset: Tensor, shape: torch.Size) -> Tensor:
-    """A view of values by offset (heads (n m) 2m-1), -(m-1) first, as values of pairs, of `shape` (heads n m m).
+    """A view of values by offset (heads (n m) l), -(m-1) first, as values of pairs, of `shape` (heads n m m).
 
     Key j lies at offset j - i from query i, in column j - i + m - 1: in the row of all numbers of n, rows that are one
-    number shorter, from number m - 1 on, begin with it.
+    number shorter, from number m - 1 on, begin with it. l is at least the 2m-1 offsets.
     """
     heads, n, m, _ = shape
-    if m == 1:
+    length = by_offset.shape[-1]
+    if length == 1:
         return by_offset.view(shape)
-    numbers = by_offset.view(heads, n, m * (2 * m - 1))
-    return numbers[..., m - 1:-1].unflatten(-1, (m, 2 * m - 2))[..., :m]
+    numbers = by_offset.view(heads, n, m * length)
+    return numbers[..., m - 1:m - 1 + m * (length - 1)].unflatten(-1, (m, length - 1))[..., :m]
 
 
 class Offsets(nn.Module):
@@ -339,10 +363,10 @@ class AxialLayer(nn.Module):
                  time_bias: nn.Module | None = None):
         super().__init__()
         self.axis, self.heads = axis, width // head_width
-        self.norm_1 = nn.LayerNorm(width)
+        self.norm_1 = LayerNorm(width)
         self.qkv = Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm_2 = nn.LayerNorm(width)
+        self.norm_2 = LayerNorm(width)
         self.mlp = QuickMLP(width)
         self.dropout = Dropout(dropout)
         self.offsets, self.time_bias = offsets, time_bias   # options, None in the released model

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mage_core import machine
 from mage_core.advection import Advection
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
@@ -169,7 +170,14 @@ class VisualTokens(nn.Module):
         """The bare embedding, which the posterior reads."""
         if self.groups == 1:
             return F.embedding(token_ids, self.embedding)
-        x = F.embedding_bag(self.rows(token_ids).flatten(0, -2), self.embedding, mode="sum")
+        rows = self.rows(token_ids).flatten(0, -2)
+        if machine.waits(rows.device):   # a GPU's gradient of an embedding takes what has the same id one after another
+            width = -(-len(self.embedding) // 8) * 8
+            counts = self.embedding.new_zeros(len(rows), width)
+            counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))
+            x = counts @ F.pad(self.embedding, (0, 0, 0, width - len(self.embedding)))
+        else:
+            x = F.embedding_bag(rows, self.embedding, mode="sum")
         return x.unflatten(0, token_ids.shape)
 
     def forward(self, token_ids: Tensor) -> Tensor:

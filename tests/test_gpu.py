@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mage_core import evaluation, loop, machine, training
-from mage_core.axial import sampled_frames
+from mage_core.axial import LayerNorm, sampled_frames, summed_product
 from mage_core.batches import Clips, DeviceFrames, balanced, balanced_weights, training_batch
 from mage_core.cater import CaterGen
 from mage_core.clips import frame_indices, load_dataset, token_clips
 from mage_core.evaluation import evaluate_all
-from mage_core.mage import MAGE
+from mage_core.mage import MAGE, VisualTokens
 from mage_core.presets import PRESETS, changed, mage_config, vqvae_config
 from mage_core.vqvae import VQVAE, Codebook
 
@@ -244,6 +244,28 @@ def test_rare_codes_restart_where_a_gpu_is_not_asked_how_many_there_are(monkeypa
         found.append((codebook.count[others], codebook.total[others]))
     for one, other in zip(*found):
         torch.testing.assert_close(one, other)
+
+
+def test_on_a_gpu_embeddings_normalisation_and_gradients_of_offsets_are_what_they_are_elsewhere(monkeypatch):
+    torch.manual_seed(2)
+    tokens = VisualTokens(5, 4, 4, 16, groups=3, hidden_token=True)
+    ids = torch.randint(0, 5 ** 3 + 1, (2, 3, 4, 4))
+    ids[0, 0] = 5 ** 3   # hidden
+    norm, x = LayerNorm(16), torch.randn(3, 4, 16).bfloat16()
+    wide, tall = torch.randn(2, 256, 7), torch.randn(2, 256, 5)
+    found = []
+    for wait in (False, True):
+        monkeypatch.setattr(machine, "waits", lambda device, wait=wait: wait)
+        tokens.zero_grad()
+        embedded = tokens.embed(ids)
+        embedded.square().sum().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            normalised = norm(x)
+        assert normalised.dtype == torch.bfloat16
+        found.append((embedded.detach(), tokens.embedding.grad.clone(), summed_product(wide, tall),
+                      normalised.detach().float()))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-2 if one is found[0][-1] else 1e-4, atol=2e-2)
 
 
 # ---------------------------------------------------------------- compilation
