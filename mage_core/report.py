@@ -68,8 +68,12 @@ def _note(title: str, card: dict, ours: dict) -> str:
         before, begun = before + sum(begun["seconds"].values()) / 60, begun.get("start")
     if before:
         note += f", after {before:.0f} minutes of the weights that it went on from ({card['start']['dataset']})"
+    if "first_stage" in card:
+        note += f", with the VQ-VAE of earlier weights ({card['first_stage']['dataset']})"
+    if "remark" in card:
+        note += f", {card['remark']}"
     if "speed" in card:
-        note += f", {card['speed']['samples_per_second']:,.0f} samples/s, {card['speed']['share']:.0%} of its bf16 rate"
+        note += f", {card['speed']['samples_per_second']:,.0f} samples/s, {card['speed']['share']:.1%} of its bf16 rate"
     if "motion_accuracy" in ours:
         low, high = ours["motion_accuracy_interval"]
         note += f". Motion accuracy {low:.3f} to {high:.3f} (95 %), chance level {ours['chance']:.3f}"
