@@ -28,14 +28,15 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last nine options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last ten options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
     is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
     their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
-    pixels.
+    pixels, and with `trust` > 1 what moves is taken to be where it likeliest is in generation, so many times as surely
+    as was learned (`Advection.decided`).
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -68,6 +69,7 @@ class MAGEConfig:
     groups: int = 1
     advection: int = 0
     patch: tuple[int, int] | None = None
+    trust: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -101,6 +103,8 @@ class MAGEConfig:
         if self.advection and (self.patch is None or min(self.patch) < 1):
             raise ValueError(f"MAGEConfig.advection is {self.advection} and patch {self.patch}: what is to be moved by "
                              "pixels needs a token's channels and side in pixels, such as (1, 4)")
+        if self.trust < 1:
+            raise ValueError(f"MAGEConfig.trust is {self.trust}: it must be at least 1, which is as was learned")
         if self.advection:
             block_grid(self.groups, self.patch[1])
             side = min(self.rows, self.columns) * self.patch[1]
@@ -296,7 +300,7 @@ class MAGE(nn.Module):
         arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
-        things = self._things(anchor, token_ids[:, 0], speed)
+        things, _ = self._things(anchor, token_ids[:, 0], speed)
         return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
     def displacements(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> Tensor:
@@ -308,16 +312,17 @@ class MAGE(nn.Module):
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(anchor), -1, -1)
         return self.advection.displacements(self.generator.look(anchor, speed), first_token_ids, times)
 
-    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor, *,
-                likeliest: bool = False) -> Tensor | None:
-        """What moves, as it looks in frames 2 to T (b T-1 h w things p), on average or where it is `likeliest`; None
-        without advection."""
+    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor,
+                trust: float = 1.0) -> tuple[Tensor | None, Tensor | None]:
+        """What moves, as it looks in frames 2 to T (b T-1 h w things p), and with `trust` > 1 how surely (b T-1 1 1
+        things): see `Advection.decided`. Nones without advection."""
         if self.advection is None:
-            return None
-        chances = self.displacements(anchor, first_token_ids, speed).exp()
-        if likeliest:
-            chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).to(chances.dtype)
-        return self.advection.things(chances, self.advection.moved(first_token_ids))
+            return None, None
+        chances, sure = self.displacements(anchor, first_token_ids, speed).exp(), None
+        if trust > 1:
+            chances, sure = self.advection.decided(chances, trust)
+            sure = sure[:, :, None, None]
+        return self.advection.things(chances, self.advection.moved(first_token_ids)), sure
 
     def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, speed: Tensor, frames: Tensor,
                              dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -333,9 +338,9 @@ class MAGE(nn.Module):
         loss = self.advection.misses(chances[:, :token_ids.shape[1] - 1], moved, token_ids[:, 1:], dice)
         return self.advection.things(chances[:count, frames].exp(), moved[:count]), loss
 
-    def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
-        """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
-        several groups (... groups k)."""
+    def _logits(self, features: Tensor, things: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
+        """Features (... d), what things look like there (... things p), how surely (... things) -> logits (... k), or
+        of several groups (... groups k)."""
         logits, groups = self.generator.logits(features), self.config.groups
         logits = logits.unflatten(-1, (groups, -1))
         if things is not None:
@@ -358,8 +363,7 @@ class MAGE(nn.Module):
                  codes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """First frame's token ids (b h w), caption ids (b l), speed (b,) -> the clip's token ids (b T h w), T frames.
 
-        Every frame is the arg-max given the ones before it and is computed once (with `advection` things are where they
-        likeliest are, and count `Advection.TRUST` times as much as in training); `recompute` is the slow reference
+        Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
         that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
         stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the
         mean code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the
@@ -407,13 +411,14 @@ class MAGE(nn.Module):
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
-        things = self._things(anchor, token_ids[:, 0], speed, likeliest=True)
+        things, sure = self._things(anchor, token_ids[:, 0], speed, config.trust)
         new, given = first, anchor
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
-            logits = self._logits(features[:, -1:], None if things is None else things[:, number:number + 1],
-                                  Advection.TRUST)
+            now = slice(number, number + 1)
+            logits = self._logits(features[:, -1:], None if things is None else things[:, now],
+                                  None if sure is None else sure[:, now])
             next_ids = self._likeliest(logits)
             if codes is not None:
                 means.append(likely_mean(logits, codes.float(), config.groups))
@@ -538,7 +543,7 @@ class MAGE(nn.Module):
 def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None:
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
-    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length")
+    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust")
     may_differ += () if start.advection else ("advection", "patch")
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]

@@ -41,11 +41,13 @@ def test_a_card_without_a_ceiling_or_motion_accuracy_and_from_a_gpu(tmp_path):
     rows = [{"name": name, "ssim": 0.9, "psnr_frames": 30.0, "psnr_clips": 29.0, "n": 1500}
             for name in ("MAGE", "first frame repeated", "VQ-VAE reconstruction")]
     card = {"results": rows, "seconds": {"vqvae": 60, "mage": 60}, "preset": "gpu", "machine": "one GPU",
+            "first_stage": {"dataset": "cater-gen-v2"}, "remark": "beside another",
             "speed": {"samples_per_second": 4012.3, "share": 0.251}}
     (tmp_path / "cater-gen-v1.json").write_text(json.dumps(card))
     line = next(line for line in report.results_table(tmp_path).splitlines() if line.startswith("| CATER-GEN-v1"))
     assert line.endswith("| 35.03 | 30.00 / 29.00 | 30.00 | – | – |")
-    assert "4,012 samples/s, 25% of its bf16 rate" in report.results_table(tmp_path)
+    assert ("on one GPU, with the VQ-VAE of earlier weights (cater-gen-v2), beside another, 4,012 samples/s, 25.1% of "
+            "its bf16 rate") in report.results_table(tmp_path)
 
 
 def test_a_readme_without_marks_says_so():
