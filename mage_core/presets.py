@@ -1,7 +1,7 @@
 """Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
 
-`smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` is meant to
-make the best that fits about 11 MB, in minutes on one H100; `paper` is the released architecture with the paper's batch
+`smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` makes
+what fits about 11 MB and a few minutes of one GPU; `paper` is the released architecture with the paper's batch
 of 32. Notebook 04 tells where the numbers of `quick` come from.
 """
 
@@ -103,11 +103,10 @@ PRESETS = {
                    hide_all=0.4, hide_some=0.3, own_frames=0.5, balanced=True, shifts=True, code_initialisation=True,
                    advection=36, more_anchors=8, trust=10.0, evaluate_every=1_000),
         test_clips=500),
-    # Minutes on one GPU. On an H200 a step of 24 clips of digits took 90 ms alone, 45 microseconds for each of some
-    # 2,000 operations that the host starts: 268 samples/s. Four datasets at once, a process each, took 130 to 140 ms a
-    # step for digits and 75 ms for CATER-GEN, 1,000 samples/s together, and left the GPU no pause. A VQ-VAE: 4,000
-    # steps in 50 s beside all that. torch.compile took 70 s or more, and a step of 32 whole clips then 130 ms in place
-    # of 134, so that it is off here. 10.3 M + 0.5 M weights: 11 MB.
+    # Minutes on one GPU. On an H200 a step of 24 clips of digits took 90 ms alone, in roughly 2,000 operations that the
+    # host starts: 268 samples/s. Four datasets at once, a process each, left the GPU no pause and made 1,002 samples/s
+    # together. A VQ-VAE: 4,000 steps in 50 s beside all that. torch.compile took 70 s or more, and a step of 32 whole
+    # clips then 130 ms in place of 134, so that it is off here. 10.3 M + 0.5 M weights: 11 MB.
     "gpu": Preset(
         "gpu",
         VQVAERecipe("patch", 128, 128, images=256_000, batch=128, learning_rate=3e-3, commitment=10.0,
