@@ -264,8 +264,10 @@ def test_on_a_gpu_embeddings_normalisation_and_gradients_of_offsets_are_what_the
         assert normalised.dtype == torch.bfloat16
         found.append((embedded.detach(), tokens.embedding.grad.clone(), summed_product(wide, tall),
                       normalised.detach().float()))
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other, rtol=1e-2 if one is found[0][-1] else 1e-4, atol=2e-2)
+    *exact, (one, other) = zip(*found)
+    for pair in exact:
+        torch.testing.assert_close(*pair)
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)   # bf16 in one way, rounded to it in the other
 
 
 # ---------------------------------------------------------------- compilation
@@ -321,7 +323,7 @@ def test_layers_stay_compiled_where_a_step_is_faster(monkeypatch, capsys, fast):
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
                     reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_layer_is_the_layer(model):
-    """One layer with every option, forward and back: the whole model takes minutes to compile."""
+    """One layer with every option, forward and back, and it is one graph: the whole model takes minutes to compile."""
     layer, steps = model[0].generator.layers[-1], torch.arange(3)
     assert layer.offsets is not None
     x = torch.randn(1, 3, 16, 16, 16)
@@ -336,17 +338,6 @@ def test_a_compiled_layer_is_the_layer(model):
     training.as_they_were([layer])
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
-
-
-def test_what_trains_a_model_is_one_graph(model):
-    """A break in it would be compiled in pieces, and each piece started by the host."""
-    mage, clips = model
-    ids, text, speed = clips.batch(np.array([0, 1]), np.array([0.2, 0.5]))
-    backend = {"backend": "eager", "fullgraph": True, "dynamic": False}
-    loss = torch.compile(mage, **backend)(ids, text, speed, weight=balanced_weights(ids, None)).loss
-    guess = torch.compile(mage.guess, **backend)(ids, text, speed, torch.arange(9), 9)
-    assert loss.isfinite() and torch.equal(guess, mage.guess(ids, text, speed, torch.arange(9), 9))
-    torch.compiler.reset()
 
 
 # ---------------------------------------------------------------- TF32, rates, evaluation in parts
