@@ -14,7 +14,7 @@ import torch
 
 from mage_core import queue, weights
 from mage_core import training as queue_training
-from mage_core.presets import PRESETS, changed
+from mage_core.presets import PRESETS, changed, preset
 
 NAMES = ("single-mnist", "double-mnist")
 CHANGES = ("pairs=6", "test_clips=3", "watch_clips=1", "vqvae.images=32", "mage.samples=8", "mage.own_frames=0.0",
@@ -50,7 +50,7 @@ def test_every_entry_ends_with_weights_curves_a_card_and_the_papers_figures(fini
         assert set(card["paper"]) == {"ssim", "psnr_vqvae", "psnr_mage"} and card["precision"] == "half"
         assert [row["name"] for row in card["results"]][0] == "MAGE" and card["results"][0]["n"] == 3
         assert card["commit"] is None or set(card["commit"]) <= set("0123456789abcdef+")
-        assert card["recipe"] == json.loads(json.dumps(dataclasses.asdict(changed(PRESETS["smoke"], CHANGES))))
+        assert card["recipe"] == json.loads(json.dumps(dataclasses.asdict(changed(preset("smoke", name), CHANGES))))
         assert queue.read_curve(entry / "mage.jsonl") and not (entry / "error.txt").exists()
         visit, = queue.read_curve(entry / "visits.jsonl")
         assert visit["state"] == "finished" and visit["seconds"] > 0
