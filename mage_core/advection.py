@@ -5,7 +5,7 @@ option the motion anchor, once the transformer has seen it, also says of a few t
 time step: the chances of every displacement along rows and along columns. The first image moved by these is what a
 thing looks like then (dynamic neural advection, Finn, Goodfellow and Levine 2016). Features say which of the things a
 token shows, if any, and how sure that is; a code's logit falls with its squared distance from it. A thing looks like
-the mean over all displacements; in a generated video it can be where it likeliest is (`decided`).
+the mean over all displacements; in a generated video it can be where it likeliest is.
 
     motion anchor ──where──► a few things ──how far, when──► first image, moved ┐
     features of a token ──which, how sure───────────────────────────────────────┴─► more logits for its codes
@@ -36,7 +36,6 @@ class Advection(nn.Module):
     WAVES = 32    # in which a thing's centre is told
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
-    LIKELY = 0.4  # a displacement with this chance is taken at its word in generation (where there is `trust`)
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int):
@@ -138,26 +137,14 @@ class Advection(nn.Module):
         return rearrange(found, "b (t k) (h w p) -> b t h w k p", t=chances.shape[1], h=moved.shape[2],
                          w=moved.shape[3])
 
-    def decided(self, chances: Tensor, trust: float) -> tuple[Tensor, Tensor]:
-        """Chances (b t things m) as generation takes them, and how many times as sure as was learned the logits then
-        are of each thing (b t things): where one displacement is likely enough, it is certain, and `trust` times."""
-        top = chances.max(-1)
-        certain = top.values >= self.LIKELY
-        alone = F.one_hot(top.indices, chances.shape[-1]).to(chances.dtype)
-        return (torch.where(certain[..., None], alone, chances),
-                torch.where(certain, torch.full_like(top.values, trust), torch.ones_like(top.values)))
-
     # ---- logits
 
-    def forward(self, features: Tensor, things: Tensor, trust: Tensor | None = None) -> Tensor:
-        """Features (... d), what the things look like there (... things p) -> logits (... groups k); `trust`
-        (... things) of each thing is how many times as sure as was learned it is."""
+    def forward(self, features: Tensor, things: Tensor, trust: float = 1.0) -> Tensor:
+        """Features (... d), what the things look like there (... things p) -> logits (... groups k), `trust` times as
+        sure as was learned."""
         with torch.autocast(features.device.type, enabled=False):
             features, things = features.float(), things.float()
             shown = self.shown(features).unflatten(-1, (self.groups, -1)).softmax(-1)[..., 1:]
             seen = (shown.mT[..., None] * things.unflatten(-1, (self.groups, -1))).sum(-3)
             near = torch.einsum("...gn,gkn->...gk", seen, self.pixels) - 0.5 * self.pixels.square().sum(-1)
-            sure = self.sure(features).clamp(max=7.0).exp()
-            if trust is not None:   # nothing, the rest of what is shown, counts once
-                sure = sure * (1 + (shown * (trust[..., None, :] - 1)).sum(-1))
-            return near * sure[..., None]
+            return near * (trust * self.sure(features).clamp(max=7.0).exp())[..., None]

@@ -35,8 +35,8 @@ class MAGEConfig:
     is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
     their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
-    pixels, and with `trust` > 1 what moves is taken to be where it likeliest is in generation, so many times as surely
-    as was learned (`Advection.decided`).
+    pixels, and with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as
+    much as was learned.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -300,7 +300,7 @@ class MAGE(nn.Module):
         arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
-        things, _ = self._things(anchor, token_ids[:, 0], speed)
+        things = self._things(anchor, token_ids[:, 0], speed)
         return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
     def displacements(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> Tensor:
@@ -312,17 +312,16 @@ class MAGE(nn.Module):
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(anchor), -1, -1)
         return self.advection.displacements(self.generator.look(anchor, speed), first_token_ids, times)
 
-    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor,
-                trust: float = 1.0) -> tuple[Tensor | None, Tensor | None]:
-        """What moves, as it looks in frames 2 to T (b T-1 h w things p), and with `trust` > 1 how surely (b T-1 1 1
-        things): see `Advection.decided`. Nones without advection."""
+    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor, *,
+                likeliest: bool = False) -> Tensor | None:
+        """What moves, as it looks in frames 2 to T (b T-1 h w things p), on average or where it is `likeliest`; None
+        without advection."""
         if self.advection is None:
-            return None, None
-        chances, sure = self.displacements(anchor, first_token_ids, speed).exp(), None
-        if trust > 1:
-            chances, sure = self.advection.decided(chances, trust)
-            sure = sure[:, :, None, None]
-        return self.advection.things(chances, self.advection.moved(first_token_ids)), sure
+            return None
+        chances = self.displacements(anchor, first_token_ids, speed).exp()
+        if likeliest:
+            chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).to(chances.dtype)
+        return self.advection.things(chances, self.advection.moved(first_token_ids))
 
     def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, speed: Tensor, frames: Tensor,
                              dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -338,9 +337,9 @@ class MAGE(nn.Module):
         loss = self.advection.misses(chances[:, :token_ids.shape[1] - 1], moved, token_ids[:, 1:], dice)
         return self.advection.things(chances[:count, frames].exp(), moved[:count]), loss
 
-    def _logits(self, features: Tensor, things: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
-        """Features (... d), what things look like there (... things p), how surely (... things) -> logits (... k), or
-        of several groups (... groups k)."""
+    def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
+        """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
+        several groups (... groups k)."""
         logits, groups = self.generator.logits(features), self.config.groups
         logits = logits.unflatten(-1, (groups, -1))
         if things is not None:
@@ -411,14 +410,13 @@ class MAGE(nn.Module):
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
-        things, sure = self._things(anchor, token_ids[:, 0], speed, config.trust)
+        things = self._things(anchor, token_ids[:, 0], speed, likeliest=config.trust > 1)
         new, given = first, anchor
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
-            now = slice(number, number + 1)
-            logits = self._logits(features[:, -1:], None if things is None else things[:, now],
-                                  None if sure is None else sure[:, now])
+            logits = self._logits(features[:, -1:], None if things is None else things[:, number:number + 1],
+                                  config.trust)
             next_ids = self._likeliest(logits)
             if codes is not None:
                 means.append(likely_mean(logits, codes.float(), config.groups))

@@ -147,7 +147,7 @@ COLOUR = {
 # Where two digits cover one another, what is displaced is not to be trusted more than was learned: on 32 clips that no
 # table shows 23.73 / 23.42 dB (frames / clips) of Double as was learned, 22.15 / 21.28 where all is certain and counts
 # ten times; on 20 of Modified 17.51 / 17.12, and 16.20 / 15.62. On 48 of Single it is the other way round: 35.23 / 33.70,
-# and 39.16 / 34.50; 39.21 / 35.11 where only what has a chance of 0.4 is certain (`Advection.decided`).
+# and 39.16 / 34.50.
 TWO_MOVE = ("double-mnist", "modified-mnist")
 
 
