@@ -210,6 +210,15 @@ def test_generation_is_the_same_frame_by_frame_and_in_bf16_nearly():
     assert (rounded == once).float().mean() > 0.5
 
 
+def test_under_autocast_it_trains_and_what_things_look_like_stays_exact():
+    mage, (ids, text, speed) = model(), sample()
+    with torch.autocast("cpu", torch.bfloat16):
+        anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
+        assert mage._things(anchor, ids[:, 0], speed).dtype == torch.float32
+        mage(ids, text, speed).loss.backward()
+    assert mage.advection.shown.weight.grad.isfinite().all() and mage.advection.shown.weight.grad.any()
+
+
 @torch.no_grad()
 def test_in_generation_a_thing_can_be_where_it_likeliest_is():
     mage, (ids, text, speed) = model(), sample()

@@ -35,6 +35,14 @@ def test_auto_follows_the_environment(monkeypatch, said):
     assert preset() is preset("auto") is PRESETS[said.strip()]
 
 
+@pytest.mark.parametrize("name", ["smoke", "quick", "gpu"])
+def test_where_two_digits_move_what_is_displaced_is_trusted_as_was_learned(name):
+    alone = preset(name, "single-mnist")
+    assert alone.mage.trust == 10 and mage_config(alone.mage, load_dataset("single-mnist"), 8, 8).trust == 10
+    for two in ("double-mnist", "modified-mnist"):
+        assert preset(name, two) == changed(alone, ["mage.trust=1.0"])
+
+
 @pytest.mark.parametrize("gpu, expected", [(False, "quick"), (True, "paper")])
 @pytest.mark.parametrize("said", [None, "", "auto"])
 def test_auto_follows_the_machine_where_the_environment_says_nothing(monkeypatch, said, gpu, expected):
