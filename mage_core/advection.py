@@ -7,8 +7,11 @@ thing looks like then (dynamic neural advection, Finn, Goodfellow and Levine 201
 token shows, if any, and how sure that is; a code's logit falls with its squared distance from it. A thing looks like
 the mean over all displacements; in a generated video it can be where it likeliest is.
 
-    motion anchor ──where──► a few things ──how far, when──► first image, moved ┐
-    features of a token ──which, how sure───────────────────────────────────────┴─► more logits for its codes
+With `masks` a thing is not all of the first image but what a mask of its own cuts out of it, and all things together,
+the brighter in front, make a picture that is on offer too: what two digits need, that cover one another.
+
+    motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
+    features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Advection(nn.Module):
 
     `patch` is a token's (channels, side in pixels), `reach` the longest displacement in pixels, `pixels` (groups k n)
     each code's pixels (`VQVAE.code_pixels`), which whoever makes the model fills in. Below, m counts displacements:
-    -reach ... reach pixels down, then as many to the right.
+    -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens.
     """
 
     THINGS = 3    # that may move, each its own way
@@ -37,8 +40,10 @@ class Advection(nn.Module):
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
+    PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
 
-    def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int):
+    def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
+                 masks: bool = False, grid: tuple[int, int] = (16, 16)):
         super().__init__()
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
         rows, columns = block_grid(groups, side)
@@ -56,6 +61,18 @@ class Advection(nn.Module):
                             (self.sure, 0.0)):
             nn.init.normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)
+        self.masks = masks
+        if not masks:
+            return
+        self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
+        self.cut = nn.Linear(width, side * side)
+        self.sides = tuple(count * side for count in grid)   # of the image
+        self.places = nn.Linear(4 * width, sum(self.sides) + 4 * reach)
+        self.whole = nn.Linear(width, groups)   # all things together
+        for linear in (self.cut, self.places, self.whole):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.ones_(self.cut.bias)
 
     # ---- pixels
 
@@ -87,30 +104,54 @@ class Advection(nn.Module):
 
     # ---- displacements
 
-    def displacements(self, anchor: Tensor, token_ids: Tensor, times: Tensor) -> Tensor:
+    def displacements(self, anchor: Tensor, token_ids: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """The motion anchor (b h w d), as the transformer has seen it, the first frame's ids (b h w), time positions
-        (b t d) -> log chances of every displacement, at each time, of each thing (b t things m)."""
+        (b t d) -> log chances of every displacement, at each time, of each thing (b t things m); what each thing is in
+        the first frame (b things c H W)."""
         with torch.autocast(anchor.device.type, enabled=False):
-            x = self.norm(anchor.float())
+            x, image = self.norm(anchor.float()), self.image(token_ids)
             looked = self.where(x).flatten(1, 2).softmax(1)   # (b (h w) things)
-            told = [self.what(torch.einsum("bnk,bnd->bkd", looked, x.flatten(1, 2))), *self._centres(looked, token_ids)]
-            told, times = torch.cat(told, -1)[:, None], self.when(times.float())[:, :, None]
+            mass = rearrange(image.abs().mean(1), "b (h y) (w x) -> b h w y x", h=x.shape[1], w=x.shape[2])
+            looked_at = looked.unflatten(1, x.shape[1:3])
+            centres = _centre(torch.einsum("bhwk,bhwyx->bkhy", looked_at, mass).flatten(2),
+                              torch.einsum("bhwk,bhwyx->bkwx", looked_at, mass).flatten(2))
+            what, things = self.what(torch.einsum("bnk,bnd->bkd", looked, x.flatten(1, 2))), image[:, None]
+            if self.masks:   # then the centre is the part's own
+                told = torch.cat([what, _waves(centres, self.WAVES)], -1)
+                things = things * self._masks(x, told)[:, :, None]
+                mass = things.abs().mean(2)
+                centres = _centre(mass.sum(3), mass.sum(2))
+            told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
+            times = self.when(times.float())[:, :, None]
             y = torch.cat([told.expand(-1, times.shape[1], -1, -1), times.expand(-1, -1, told.shape[2], -1)], -1)
             for layer in self.layers:
                 y = F.silu(layer(y))
-            return self.chances(y).log_softmax(-1)
+            chances = self.chances(y)
+            if self.masks:
+                chances = chances + self._by_place(self.places(y), centres)
+            return chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1)
 
-    def _centres(self, looked: Tensor, token_ids: Tensor) -> list[Tensor]:
-        """Waves of the row and of the column of the centre of mass of what is looked at: two of (b things waves)."""
-        h, w = token_ids.shape[1:]
-        looked = looked.unflatten(1, (h, w))
-        mass = rearrange(self.image(token_ids).abs().mean(1), "b (h y) (w x) -> b h w y x", h=h, w=w)
-        waves = []
-        for profile in (torch.einsum("bhwk,bhwyx->bkhy", looked, mass), torch.einsum("bhwk,bhwyx->bkwx", looked, mass)):
-            profile = profile.flatten(2)
-            places = torch.arange(profile.shape[-1], device=profile.device, dtype=profile.dtype)
-            waves.append(sinusoids((profile @ places) / profile.sum(-1).clamp_min(1e-6), self.WAVES, 3.0, 200.0))
-        return waves
+    def _masks(self, x: Tensor, told: Tensor) -> Tensor:
+        """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
+        in (0, 1). One pixel can be several things'."""
+        y = F.silu(self.key(x)[:, None] + self.query(told)[:, :, None, None])
+        return rearrange(self.cut(y).sigmoid(), "b k h w (y x) -> b k (h y) (w x)", y=self.side)
+
+    def _by_place(self, places: Tensor, centres: Tensor) -> Tensor:
+        """What is to be added to the chances (b t things m) where a centre's place is known, not its displacement.
+
+        `places` (b t things n): values for a row's places from -reach to H + reach, then a column's; `centres`
+        (b things 2), between two pixels the value of both.
+        """
+        reach, found = self.reach, []
+        span = torch.arange(2 * reach + 1, device=places.device)
+        for axis, part in enumerate(places.split([side + 2 * reach for side in self.sides], -1)):
+            centre = centres[..., axis].clamp(0, self.sides[axis] - 1)[:, None, :, None].expand(*part.shape[:-1], 1)
+            low = centre.detach().floor()
+            values = F.pad(part, (0, 1))
+            index = low.long() + span
+            found.append(torch.lerp(values.gather(-1, index), values.gather(-1, index + 1), centre - low))
+        return torch.cat(found, -1)
 
     def misses(self, chances: Tensor, moved: Tensor, token_ids: Tensor, dice: Tensor | None = None) -> Tensor:
         """How badly log chances (b t things m) of the `moved` first frame explain the true ids (b t h w): nats a token.
@@ -130,21 +171,62 @@ class Advection(nn.Module):
         asked = drawn >= 0
         return -((fits * asked).sum(1) / asked.sum(1).clamp_min(1)).mean()
 
-    def things(self, chances: Tensor, moved: Tensor) -> Tensor:
-        """What each thing looks like by chances (b t things m) of the `moved` first frame: (b t h w things p)."""
-        with torch.autocast(moved.device.type, enabled=False):   # pixels are a matter of small differences
-            found = chances.flatten(1, 2).float() @ moved.flatten(2).float()
-        return rearrange(found, "b (t k) (h w p) -> b t h w k p", t=chances.shape[1], h=moved.shape[2],
-                         w=moved.shape[3])
+    def things(self, chances: Tensor, things: Tensor) -> Tensor:
+        """What each thing looks like at each time by chances (b t things m), from what it is in the first frame
+        (b things c H W); with `masks` also all of them together, last: (b t h w things p)."""
+        return self._patches(self._moved_by(chances, things))
+
+    def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """`things`, and the squared error of all of them together against the true frames' ids (b t h w): its sum over
+        a frame's pixels, the mean over frames."""
+        found = self._moved_by(chances, things)
+        truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
+        return self._patches(found), (found[:, :, -1] - truth).square().flatten(2).sum(2).mean()
+
+    def _moved_by(self, chances: Tensor, things: Tensor) -> Tensor:
+        """`things` as images (b t things c H W)."""
+        with torch.autocast(things.device.type, enabled=False):   # pixels are a matter of small differences
+            down, across = chances.float()[..., None, :].chunk(2, -1)
+            things = things.float()[:, None]
+            found = (_shift_matrices(down, things.shape[-2]) @ things
+                     + things @ _shift_matrices(across, things.shape[-1]).mT)
+            return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """Images (b t k c H W) -> their tokens' pixels (b t h w k p), block by block."""
+        return rearrange(images, "b t k c (h gy y) (w gx x) -> b t h w k (gy gx c y x)",
+                         **{name: size for name, size in self.layout.items() if name != "c"})
 
     # ---- logits
 
     def forward(self, features: Tensor, things: Tensor, trust: float = 1.0) -> Tensor:
-        """Features (... d), what the things look like there (... things p) -> logits (... groups k), `trust` times as
-        sure as was learned."""
+        """Features (... d), what the things look like there (... things p; see `things`) -> logits (... groups k),
+        `trust` times as sure as was learned."""
         with torch.autocast(features.device.type, enabled=False):
             features, things = features.float(), things.float()
-            shown = self.shown(features).unflatten(-1, (self.groups, -1)).softmax(-1)[..., 1:]
+            shown = self.shown(features).unflatten(-1, (self.groups, -1))
+            if self.masks:
+                shown = torch.cat([shown, self.whole(features)[..., None]], -1)
+            shown = shown.softmax(-1)[..., 1:]
             seen = (shown.mT[..., None] * things.unflatten(-1, (self.groups, -1))).sum(-3)
             near = torch.einsum("...gn,gkn->...gk", seen, self.pixels) - 0.5 * self.pixels.square().sum(-1)
             return near * (trust * self.sure(features).clamp(max=7.0).exp())[..., None]
+
+
+def _centre(rows: Tensor, columns: Tensor) -> Tensor:
+    """Mass by row (... H) and by column (... W) -> the row and the column of its centre (... 2)."""
+    places = [torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) for mass in (rows, columns)]
+    return torch.stack([mass @ place / mass.sum(-1).clamp_min(1e-6)
+                        for mass, place in zip((rows, columns), places)], -1)
+
+
+def _waves(centres: Tensor, count: int) -> Tensor:
+    """Waves of the row, then of the column, of centres (... 2): (... 2 count)."""
+    return sinusoids(centres, count, 3.0, 200.0).flatten(-2)
+
+
+def _shift_matrices(chances: Tensor, side: int) -> Tensor:
+    """Chances of -reach ... reach pixels (... m) -> matrices (... side side): row i has at j the chance of i - j."""
+    beyond = side - 1 - chances.shape[-1] // 2
+    place = torch.arange(side, device=chances.device)
+    return F.pad(chances, (beyond, beyond))[..., place[:, None] - place + side - 1]

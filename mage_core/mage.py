@@ -28,15 +28,15 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last ten options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last eleven options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
     is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
     their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
-    pixels, and with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as
-    much as was learned.
+    pixels, with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as much as
+    was learned, and with `masks` each thing that moves is a part of the first frame, not all of it.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -70,6 +70,7 @@ class MAGEConfig:
     advection: int = 0
     patch: tuple[int, int] | None = None
     trust: float = 1.0
+    masks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -219,7 +220,8 @@ class MAGE(nn.Module):
                                           intervals=config.intervals, video_length=config.video_length,
                                           shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
         self.advection = Advection(width=config.width, codebook_size=config.codebook_size, groups=config.groups,
-                                   patch=config.patch, reach=config.advection) if config.advection else None
+                                   patch=config.patch, reach=config.advection, masks=config.masks,
+                                   grid=(config.rows, config.columns)) if config.advection else None
 
     # ---- training
 
@@ -303,9 +305,10 @@ class MAGE(nn.Module):
         things = self._things(anchor, token_ids[:, 0], speed)
         return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
-    def displacements(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> Tensor:
+    def displacements(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
         """The motion anchor (b h w d), the first frame's ids (b h w), speed (b,) -> log chances of where the things
-        that move are in frames 2 to T, (b T-1 things m): see `Advection`. ValueError for a model without advection."""
+        that move are in frames 2 to T, (b T-1 things m), and what each is in the first, (b things c H W): see
+        `Advection`. ValueError for a model without advection."""
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
         steps = torch.arange(1, self.config.clip_length, device=anchor.device)
@@ -318,24 +321,27 @@ class MAGE(nn.Module):
         without advection."""
         if self.advection is None:
             return None
-        chances = self.displacements(anchor, first_token_ids, speed).exp()
-        if likeliest:
-            chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).to(chances.dtype)
-        return self.advection.things(chances, self.advection.moved(first_token_ids))
+        chances, things = self.displacements(anchor, first_token_ids, speed)
+        chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).float() if likeliest else chances.exp()
+        return self.advection.things(chances, things)
 
     def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, speed: Tensor, frames: Tensor,
                              dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """`_things` of clips (b t h w) in the frames after `frames`, and the displacement loss of these clips and
         `more`."""
-        count = len(token_ids)
+        count, advection = len(token_ids), self.advection
         if more is not None:
             more_ids, more_text, more_speed = more
             first = self.visual_tokens(more_ids[:, :1])[:, 0]
             anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
             token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
-        chances, moved = self.displacements(anchor, token_ids[:, 0], speed), self.advection.moved(token_ids[:, 0])
-        loss = self.advection.misses(chances[:, :token_ids.shape[1] - 1], moved, token_ids[:, 1:], dice)
-        return self.advection.things(chances[:count, frames].exp(), moved[:count]), loss
+        chances, things = self.displacements(anchor, token_ids[:, 0], speed)
+        chances, then = chances[:, :token_ids.shape[1] - 1], token_ids[:, 1:]
+        loss = advection.misses(chances, advection.moved(token_ids[:, 0]), then, dice)
+        if not self.config.masks:
+            return advection.things(chances[:count, frames].exp(), things[:count]), loss
+        found, error = advection.picture_error(chances.exp(), things, then)
+        return found[:count, frames], loss + advection.PICTURE * error
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
         """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
@@ -435,8 +441,8 @@ class MAGE(nn.Module):
         may be others.
 
         `words` and `other_words` are the two vocabularies, in order: a word known to both keeps its vector, and so does
-        each place in a caption that both have. What only this model knows stays as it is, `advection` where the other
-        has none among it. ValueError for models that differ in anything else.
+        each place in a caption that both have. What only this model knows stays as it is, `advection` or its masks
+        where the other has none among it. ValueError for models that differ in anything else.
         """
         check_start(self.config, other.config)
         text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
@@ -447,8 +453,8 @@ class MAGE(nn.Module):
                 vectors[number] = text.words[known[word]]
         length = min(len(places), len(text.positions))
         places[:length] = text.positions[:length]
-        own = {} if other.advection else {name: tensor for name, tensor in self.state_dict().items()
-                                          if name.startswith("advection.")}
+        own = {name: tensor for name, tensor in self.state_dict().items()
+               if name.startswith("advection.") and name not in state}
         self.load_state_dict(state | own | {"text_encoder.words": vectors, "text_encoder.positions": places})
 
     GAIN, SHARPNESS, COPY = 4.0, 3.0, 0.05
@@ -542,7 +548,8 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
     may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust")
-    may_differ += () if start.advection else ("advection", "patch")
+    may_differ += () if start.advection else ("advection", "patch", "masks")
+    may_differ += () if start.masks else ("masks",)
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]
     if differing:

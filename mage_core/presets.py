@@ -68,7 +68,15 @@ class MAGERecipe:
     advection: int = 0           # the longest displacement in pixels by which the first image is moved (MAGEConfig)
     more_anchors: int = 0        # clips more a step of which displacements alone are learned
     trust: float = 1.0           # in generation, of what is displaced (MAGEConfig)
+    masks: bool = False          # each thing that is displaced is a part of the first image (MAGEConfig)
+    only: str = ""               # train nothing but this part of MAGE, such as "advection"; all of it where empty
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
+
+    def __post_init__(self) -> None:
+        parts = ("visual_tokens", "text_encoder", "motion_anchor", "generator") + ("advection",) * (self.advection > 0)
+        if self.only not in ("", *parts):
+            raise ValueError(f"mage.only is {self.only!r}: with mage.advection at {self.advection} the parts that can "
+                             f"be trained alone are {', '.join(parts)}; leave it empty for all")
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,8 @@ def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
     if name not in PRESETS:
         raise ValueError(f"{source} is {name!r}: choose one of {', '.join(PRESETS)}, or auto")
     chosen = PRESETS[name]
-    if dataset_name in TWO_MOVE and chosen.mage.trust > 1:
-        chosen = dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, trust=1.0))
+    if dataset_name in TWO_MOVE and chosen.mage.advection:
+        chosen = dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, trust=1.0, masks=True))
     if dataset_name not in MNIST:
         stages = {stage: dataclasses.replace(getattr(chosen, stage), **fields) if isinstance(fields, dict) else fields
                   for stage, fields in COLOUR[name].items()}
@@ -228,7 +236,9 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         shift_attention=recipe.shifts, time_bias=recipe.shifts, speed_frequencies=12 if recipe.shifts else 0,
         intervals=tuple(dataset.interval) if recipe.shifts else None,
         video_length=dataset.video_length if recipe.shifts else None,
-        advection=recipe.advection, trust=recipe.trust if recipe.advection else 1.0, patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
+        advection=recipe.advection, trust=recipe.trust if recipe.advection else 1.0,
+        patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
+        masks=recipe.masks and recipe.advection > 0,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 

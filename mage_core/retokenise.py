@@ -46,7 +46,9 @@ def retokenise(start: Trained, vqvae: VQVAE, seed: int = 0) -> MAGE:
             if name not in ("visual_tokens.embedding", "advection.pixels") and not name.startswith("generator.logits.")}
     if made.advection is not None:
         made.advection.pixels.copy_(vqvae.code_pixels())
-        for name in ("advection.shown.weight", "advection.shown.bias"):   # the same for all blocks
+        for name in ("shown.weight", "shown.bias", "whole.weight", "whole.bias"):   # the same for all blocks
+            if (name := f"advection.{name}") not in kept:
+                continue
             each = kept[name].unflatten(0, (start.mage.config.groups, -1)).mean(0)
             kept[name] = each.repeat(made.config.groups, *[1] * (each.ndim - 1))
     made.load_state_dict(made.state_dict() | kept)

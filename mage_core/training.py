@@ -247,6 +247,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     if mage.advection is not None:
         mage.advection.pixels.copy_(vqvae.code_pixels())
     mage = mage.to(device)
+    for name, part in mage.named_children():
+        part.requires_grad_(recipe.only in ("", name))
     if not team.main:
         team.wait()   # until the main process has written the tokens
     seen = recipe.samples + math.ceil(recipe.samples / recipe.batch) * recipe.more_anchors

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mage_core import weights
-from mage_core.advection import Advection
+from mage_core.advection import Advection, _centre, _shift_matrices, _waves
 from mage_core.batches import Clips, training_batch
 from mage_core.clips import load_dataset, token_clips
 from mage_core.loop import optimisers
@@ -42,6 +42,7 @@ def centre(image):
     return [np.average(np.arange(len(profile)), weights=profile) for profile in (image.sum(1), image.sum(0))]
 
 
+MASKED = dataclasses.replace(CONFIG, masks=True)
 seeds = st.integers(0, 2 ** 32 - 1)
 few = settings(max_examples=10, deadline=None)
 
@@ -117,26 +118,44 @@ def test_chances_are_a_distribution_and_follow_what_is_looked_at():
     made = part()
     torch.nn.init.normal_(made.chances.weight, std=0.3)
     anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 3, 5)), torch.randn(2, 4, 16)
-    chances = made.displacements(anchor, ids, times)
+    chances, things = made.displacements(anchor, ids, times)
+    assert torch.equal(things, made.image(ids)[:, None].expand(-1, made.THINGS, -1, -1, -1))
     assert chances.shape == (2, 4, made.THINGS, 2 * (2 * REACH + 1))
     torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, made.THINGS))
     for changed in ((anchor, ids, times + torch.randn(4, 16)), (anchor.flip(1), ids, times),
                     (anchor, ids.flip(1), times)):   # when, what, and where
-        assert not torch.allclose(made.displacements(*changed), chances, atol=1e-3)
+        assert not torch.allclose(made.displacements(*changed)[0], chances, atol=1e-3)
 
 
-def test_centres_of_mass_are_weighted_means_of_places():
-    made = part(groups=1, patch=(1, 4))
-    ids = 1 + ids_of(made, (1, 3, 5)) % 6   # none empty
-    even = torch.full((1, 15, 3), 1 / 15)
-    for found, place in zip(made._centres(even, ids), centre(made.image(ids)[0, 0].numpy())):
-        periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
-        np.testing.assert_allclose(found[0, 0, :16], np.sin(2 * np.pi * place / periods), atol=1e-3)
-    one = torch.zeros(1, 15, 3)
-    one[0, 7] = 1   # the token of row 1, column 2 alone
-    inside = centre(made.image(ids)[0, 0, 4:8, 8:12].numpy()) + np.array([4, 8])
-    for found, place in zip(made._centres(one, ids), inside):
-        np.testing.assert_allclose(found[0, 1, 15], np.sin(2 * np.pi * place / 200), atol=1e-4)
+@few
+@given(seeds)
+def test_centres_of_mass_are_weighted_means_of_places(seed):
+    image = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(seed))
+    found = _centre(image.sum(2), image.sum(1))
+    for row, one in zip(found, image):
+        np.testing.assert_allclose(row, centre(one.numpy()), atol=1e-4)
+    waves, periods = _waves(found, 32), 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
+    np.testing.assert_allclose(waves[0, :16], np.sin(2 * np.pi * found[0, 0] / periods), atol=1e-4)
+    np.testing.assert_allclose(waves[1, 48:], np.cos(2 * np.pi * found[1, 1] / periods), atol=1e-4)
+    assert _centre(torch.zeros(1, 7), torch.zeros(1, 9)).isfinite().all(), "nothing has a centre too"
+
+
+@torch.no_grad()
+def test_where_a_thing_is_looked_for_its_centre_is_told():
+    made, ids = part(groups=1, patch=(1, 4)), 1 + ids_of(part(groups=1), (1, 3, 5)) % 6   # none empty
+    told: list[torch.Tensor] = []
+    made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][0, 0, :, 16:80]))
+    made.where.weight.zero_()
+    made.norm.bias.copy_(torch.arange(16.0))
+    anchor = torch.randn(1, 3, 5, 16)
+    made.displacements(anchor, ids, torch.randn(1, 1, 16))   # looking everywhere
+    expected = torch.tensor(np.array(centre(made.image(ids)[0, 0].numpy())), dtype=torch.float32)
+    torch.testing.assert_close(told[0], _waves(expected, 32).expand(3, -1), atol=1e-3, rtol=0)
+    anchor.zero_()[0, 1, 2, 3] = 1e3   # the token of row 1, column 2 alone
+    made.where.weight[:, 3] = 100.0
+    made.displacements(anchor, ids, torch.randn(1, 1, 16))
+    expected = torch.tensor(centre(made.image(ids)[0, 0, 4:8, 8:12].numpy()) + np.array([4, 8]), dtype=torch.float32)
+    torch.testing.assert_close(told[1], _waves(expected, 32).expand(3, -1), atol=1e-3, rtol=0)
 
 
 @few
@@ -174,6 +193,115 @@ def test_background_is_not_asked_and_dice_decide_which_tokens_are(monkeypatch):
     assert not torch.equal(found, made.misses(chances, moved, ids, 1 - dice))
 
 
+# ---------------------------------------------------------------- masks
+
+def masked(seed=0, **sizes):
+    """A `part` with masks, of which nothing is at its start any more."""
+    made = part(seed, **({"masks": True, "grid": (3, 5)} | sizes))
+    with torch.no_grad():
+        for linear in (made.cut, made.places, made.whole, made.chances):
+            linear.weight.normal_(std=0.3)
+    return made
+
+
+@few
+@given(seeds, st.integers(-REACH, REACH))
+def test_a_row_of_chances_as_a_matrix_shifts(seed, by):
+    image = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(seed))
+    matrix = _shift_matrices(F.one_hot(torch.tensor(REACH + by), 2 * REACH + 1).float(), 9)
+    assert torch.equal(matrix @ image, shifted(image, by, 0))
+    assert torch.equal(image @ matrix.mT, shifted(image, 0, by))
+
+
+@torch.no_grad()
+def test_a_mask_cuts_a_thing_out_of_the_first_image_and_all_together_are_the_brightest():
+    made = masked()
+    anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 3, 5)), torch.randn(2, 4, 16)
+    chances, things = made.displacements(anchor, ids, times)
+    image = made.image(ids)
+    shares = (things / image[:, None])[image[:, None].expand_as(things) > 0]
+    assert shares.min() > 0 and shares.max() < 1 and shares.std() > 0.01
+    torch.testing.assert_close(things[:, :, 0] * image[:, None, 1], things[:, :, 1] * image[:, None, 0])
+    shown = made.things(chances.exp(), things)
+    assert shown.shape == (2, 4, 3, 5, made.THINGS + 1, 32)
+    assert torch.equal(shown[..., -1, :], shown[..., :-1, :].amax(-2))
+
+    plain = part()
+    made.cut.weight.zero_()
+    made.cut.bias.fill_(100.0)   # all of the image
+    for parameter in made.places.parameters():
+        parameter.zero_()
+    plain.load_state_dict({name: tensor for name, tensor in made.state_dict().items() if name in plain.state_dict()})
+    chances, things = made.displacements(anchor, ids, times)
+    _, whole = plain.displacements(anchor, ids, times)
+    assert torch.equal(things, whole)
+    torch.testing.assert_close(made.things(chances.exp(), things)[..., :-1, :], plain.things(chances.exp(), whole))
+
+
+@torch.no_grad()
+def test_a_cut_out_thing_is_told_by_its_own_centre():
+    made, told = masked(), []
+    made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][0, 0, :, 16:80]))
+    made.cut.weight.mul_(10)
+    _, things = made.displacements(torch.randn(1, 3, 5, 16), ids_of(made, (1, 3, 5)), torch.randn(1, 1, 16))
+    expected = torch.tensor(np.array([centre(thing.mean(0).numpy()) for thing in things[0]]), dtype=torch.float32)
+    torch.testing.assert_close(told[0], _waves(expected, 32), atol=1e-3, rtol=0)
+    assert expected.std(0).min() > 0.02
+
+
+@torch.no_grad()
+def test_a_place_that_is_known_is_a_displacement_from_the_centre():
+    made = masked()
+    places = torch.zeros(1, 1, 1, 12 + 20 + 4 * REACH)
+    places[..., REACH + 7] = 5.0                     # of rows, the place 7
+    places[..., 12 + 2 * REACH + REACH + 11] = 3.0   # of columns, the place 11
+    found = made._by_place(places, torch.tensor([[[4.0, 11.25]]]))[0, 0, 0]
+    wanted = torch.zeros(2, 2 * REACH + 1)
+    wanted[0, REACH + 3] = 5.0      # three rows down; between two pixels the value of both
+    wanted[1, REACH - 1], wanted[1, REACH] = 0.75, 2.25
+    torch.testing.assert_close(found, wanted.flatten())
+    outside = made._by_place(torch.randn(1, 1, 1, 12 + 20 + 4 * REACH), torch.tensor([[[11.0, 0.0]]]))
+    assert outside.isfinite().all()
+
+
+def test_the_error_of_the_picture_is_its_squared_distance_and_moves_masks():
+    made = masked()
+    anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 5, 3, 5)), torch.randn(2, 4, 16)
+    chances, things = made.displacements(anchor, ids[:, 0], times)
+    shown, error = made.picture_error(chances.exp(), things, ids[:, 1:])
+    assert torch.equal(shown, made.things(chances.exp(), things))
+    apart = (shown[..., -1, :] - made.patches(ids[:, 1:])).square().sum((2, 3, 4))
+    torch.testing.assert_close(error, apart.mean())
+    error.backward()
+    for linear in (made.cut, made.key, made.query, made.places, made.chances):
+        assert linear.weight.grad.any()
+
+
+def test_masks_learn_to_tell_apart_two_things_that_move_apart():
+    """Of two marks side by side, one goes down and the other to the right; which, features of the tokens tell."""
+    made = part(groups=1, patch=(1, 4), masks=True, grid=(3, 5))
+    made.pixels = (torch.arange(7.0)[:, None] / 6).expand(1, 7, 16).contiguous()
+    first = torch.zeros(1, 3, 5, dtype=torch.long)
+    first[0, 0, 1], first[0, 0, 2] = 3, 6
+    then = torch.zeros_like(first)
+    then[0, 1, 1], then[0, 0, 3] = 3, 6   # one token, four pixels
+    chances = torch.zeros(1, 1, made.THINGS, 26)
+    chances[..., 0, REACH + 4] = chances[..., 1, 13 + REACH + 4] = chances[..., 2, 13 + REACH + 4] = 1
+    x = torch.randn(1, 3, 5, 16)
+    optimiser = torch.optim.Adam(made.parameters(), 0.02)
+    told = torch.randn(1, made.THINGS, 16 + 2 * made.WAVES)
+    for _ in range(150):
+        things = made.image(first)[:, None] * made._masks(x, told)[:, :, None]
+        _, error = made.picture_error(chances, things, then[:, None])
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+    masks = made._masks(x, told)[0]
+    assert error < 0.1, "from 9 and more"
+    assert masks[0, :4, 4:8].min() > 0.9 and masks[0, :4, 8:12].max() < 0.1, "the first thing is the first mark"
+    assert masks[1:, :4, 4:8].max() < 0.1 and masks[1:, :4, 8:12].amax(0).min() > 0.9
+
+
 # ---------------------------------------------------------------- logits
 
 def test_logits_fall_with_the_squared_distance_from_what_is_shown():
@@ -195,13 +323,25 @@ def test_logits_fall_with_the_squared_distance_from_what_is_shown():
     torch.testing.assert_close(made(features, things, 3.0), 3 * logits)
 
 
+@torch.no_grad()
+def test_all_things_together_are_on_offer_with_masks():
+    made, things, features = masked(), torch.rand(6, 4, 32), torch.randn(6, 16)
+    made.whole.bias.fill_(100.0)
+    made.sure.bias.fill_(2.0)
+    logits = made(features, things)
+    apart = (things[:, 3].unflatten(1, (4, 8))[:, :, None] - made.pixels).square().sum(-1)
+    wanted = -0.5 * np.exp(2.0) * apart
+    torch.testing.assert_close(logits - logits[..., :1], wanted - wanted[..., :1], atol=1e-3, rtol=1e-4)
+
+
 # ---------------------------------------------------------------- MAGE with it
 
-def test_generation_is_the_same_frame_by_frame_and_in_bf16_nearly():
-    mage, (ids, text, speed) = model(), sample(batch=2)
+@pytest.mark.parametrize("config", [CONFIG, MASKED], ids=["plain", "masks"])
+def test_generation_is_the_same_frame_by_frame_and_in_bf16_nearly(config):
+    mage, (ids, text, speed) = model(config), sample(batch=2)
     once = mage.generate(ids[:, 0], text, speed)
     assert torch.equal(once, mage.generate(ids[:, 0], text, speed, recompute=True))
-    still = model()
+    still = model(config)
     with torch.no_grad():
         still.advection.sure.bias.fill_(-100.0)
     assert not torch.equal(once, still.generate(ids[:, 0], text, speed)), "advection has a say"
@@ -224,7 +364,7 @@ def test_in_generation_a_thing_can_be_where_it_likeliest_is():
     mage, (ids, text, speed) = model(), sample()
     first = ids[:, 0]
     anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
-    chances = mage.displacements(anchor, first, speed)
+    chances, _ = mage.displacements(anchor, first, speed)
     things = mage._things(anchor, first, speed, likeliest=True)
     assert things.shape == (2, 4, 3, 5, 3, 32) and len(chances.argmax(-1).unique()) > 3
     image, layout = mage.advection.image(first), mage.advection.layout
@@ -240,11 +380,12 @@ def test_in_generation_a_thing_can_be_where_it_likeliest_is():
         dataclasses.replace(CONFIG, trust=0.5)
 
 
+@pytest.mark.parametrize("config", [CONFIG, MASKED], ids=["plain", "masks"])
 @torch.no_grad()
-def test_teacher_forcing_says_what_generation_does_where_it_trusts_as_was_learned():
-    mage, (ids, text, speed) = model(), sample()
+def test_teacher_forcing_says_what_generation_does_where_it_trusts_as_was_learned(config):
+    mage, (ids, text, speed) = model(config), sample()
     made = mage.generate(ids[:, 0], text, speed)
-    trusting = model(dataclasses.replace(CONFIG, trust=50.0))
+    trusting = model(dataclasses.replace(config, trust=50.0))
     trusting.advection.chances.weight.mul_(1e4)   # one displacement for each thing
     unsure = trusting.generate(ids[:, 0], text, speed)
     assert not torch.equal(trusting._likeliest(trusting(unsure, text, speed).logits), unsure[:, 1:])
@@ -286,6 +427,17 @@ def test_a_start_without_advection_keeps_what_it_knew_and_gets_fresh_advection()
     again.start_from(ours, "abcdefghi", "abcdefghi")
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in again.state_dict().items())
     with pytest.raises(ValueError, match="advection 6 for 0.*train from nothing"):
+        plain.start_from(ours, "abcdefghi", "abcdefghi")
+
+
+def test_a_start_without_masks_keeps_what_it_knew_and_gets_fresh_ones():
+    plain, ours = model(seed=1), model(MASKED, seed=2)
+    fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items() if name not in plain.state_dict()}
+    assert {name.split(".")[1] for name in fresh} == {"key", "query", "cut", "places", "whole"}
+    ours.start_from(plain, "abcdefghi", "abcdefghi")
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name in fresh else plain.state_dict()[name]), name
+    with pytest.raises(ValueError, match="masks True for False"):
         plain.start_from(ours, "abcdefghi", "abcdefghi")
 
 

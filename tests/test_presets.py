@@ -36,11 +36,22 @@ def test_auto_follows_the_environment(monkeypatch, said):
 
 
 @pytest.mark.parametrize("name", ["smoke", "quick", "gpu"])
-def test_where_two_digits_move_what_is_displaced_is_trusted_as_was_learned(name):
+def test_where_two_digits_move_each_is_cut_out_and_trusted_as_was_learned(name):
     alone = preset(name, "single-mnist")
+    assert not alone.mage.masks
     assert alone.mage.trust == 10 and mage_config(alone.mage, load_dataset("single-mnist"), 8, 8).trust == 10
     for two in ("double-mnist", "modified-mnist"):
-        assert preset(name, two) == changed(alone, ["mage.trust=1.0"])
+        assert preset(name, two) == changed(alone, ["mage.trust=1.0", "mage.masks=True"])
+        assert mage_config(preset(name, two).mage, load_dataset(two), 8, 8).masks
+    assert not mage_config(preset(name, "cater-gen-v1").mage, load_dataset("cater-gen-v1"), 8, 8).masks
+
+
+def test_a_part_to_train_alone_that_there_is_not_is_named():
+    assert changed(PRESETS["smoke"], ["mage.only=advection"]).mage.only == "advection"
+    with pytest.raises(ValueError, match="mage.only is 'advektion'.*visual_tokens.*advection; leave it empty"):
+        changed(PRESETS["smoke"], ["mage.only=advektion"])
+    with pytest.raises(ValueError, match="with mage.advection at 0"):
+        changed(PRESETS["paper"], ["mage.only=advection"])
 
 
 @pytest.mark.parametrize("gpu, expected", [(False, "quick"), (True, "paper")])
@@ -90,7 +101,7 @@ def test_the_description_shows_every_field(chosen):
 @pytest.mark.parametrize("stage, field", FIELDS)
 def test_two_presets_that_differ_are_described_differently(stage, field):
     chosen = PRESETS["smoke"]
-    part = dataclasses.replace(getattr(chosen, stage), **{field: 987_654})
+    part = dataclasses.replace(getattr(chosen, stage), **{field: "generator" if field == "only" else 987_654})
     assert describe(dataclasses.replace(chosen, **{stage: part})) != describe(chosen)
 
 

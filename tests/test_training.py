@@ -856,6 +856,18 @@ def test_a_run_from_given_weights_keeps_their_vqvae_and_trains_their_mage_on(sin
     assert 0 < moved < fresh
 
 
+@pytest.mark.parametrize("only", ["advection", "generator"])
+def test_one_part_alone_is_trained(single, smoke, tmp_path, only):
+    chosen = changed(SMOKE, ["mage.samples=8", f"mage.only={only}", "precision=full"])
+    more = training.train(single, chosen, folder=tmp_path, progress=False, start=smoke.trained)
+    for name, tensor in smoke.trained.mage.named_parameters():
+        if not name.startswith(only):
+            assert torch.equal(more.mage.state_dict()[name], tensor), name
+    assert not torch.equal(*(dict(trained.mage.named_parameters())[f"{only}.layers.0.weight" if only == "advection" else
+                                                                   "generator.logits.weight"]
+                             for trained in (more, smoke.trained)))
+
+
 def test_a_first_stage_is_taken_as_it_is_and_the_second_trained_from_nothing(single, smoke, tmp_path):
     chosen = changed(PRESETS["smoke"], ["pairs=6", "watch_clips=1", "mage.samples=8", "mage.width=16"])
     made = training.train(single, chosen, first_stage=smoke.trained, folder=tmp_path, progress=False)
