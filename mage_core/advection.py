@@ -171,26 +171,26 @@ class Advection(nn.Module):
         asked = drawn >= 0
         return -((fits * asked).sum(1) / asked.sum(1).clamp_min(1)).mean()
 
-    def things(self, chances: Tensor, things: Tensor) -> Tensor:
-        """What each thing looks like at each time by chances (b t things m), from what it is in the first frame
-        (b things c H W); with `masks` also all of them together, last: (b t h w things p)."""
-        return self._patches(self._moved_by(chances, things))
-
-    def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`things`, and the squared error of all of them together against the true frames' ids (b t h w): its sum over
-        a frame's pixels, the mean over frames."""
-        found = self._moved_by(chances, things)
-        truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
-        return self._patches(found), (found[:, :, -1] - truth).square().flatten(2).sum(2).mean()
-
-    def _moved_by(self, chances: Tensor, things: Tensor) -> Tensor:
-        """`things` as images (b t things c H W)."""
+    def pictures(self, chances: Tensor, things: Tensor) -> Tensor:
+        """How each thing looks at each time by chances (b t things m), from what it is in the first frame (b things c H
+        W): (b t things c H W). With `masks` there is one more, the last: all of them, the brighter in front."""
         with torch.autocast(things.device.type, enabled=False):   # pixels are a matter of small differences
             down, across = chances.float()[..., None, :].chunk(2, -1)
             things = things.float()[:, None]
             found = (_shift_matrices(down, things.shape[-2]) @ things
                      + things @ _shift_matrices(across, things.shape[-1]).mT)
             return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
+
+    def things(self, chances: Tensor, things: Tensor) -> Tensor:
+        """The same, each token's pixels together: (b t h w things p)."""
+        return self._patches(self.pictures(chances, things))
+
+    def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """`things`, and the squared error of all of them together against the true frames' ids (b t h w): its sum over
+        a frame's pixels, the mean over frames."""
+        found = self.pictures(chances, things)
+        truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
+        return self._patches(found), (found[:, :, -1] - truth).square().flatten(2).sum(2).mean()
 
     def _patches(self, images: Tensor) -> Tensor:
         """Images (b t k c H W) -> their tokens' pixels (b t h w k p), block by block."""

@@ -341,7 +341,8 @@ class MAGE(nn.Module):
         if not self.config.masks:
             return advection.things(chances[:count, frames].exp(), things[:count]), loss
         found, error = advection.picture_error(chances.exp(), things, then)
-        return found[:count, frames], loss + advection.PICTURE * error
+        # of which tokens show what, a few clips are too few to learn displacements from
+        return found[:count, frames].detach(), loss + advection.PICTURE * error
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
         """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of

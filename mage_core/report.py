@@ -11,6 +11,7 @@ import json
 import math
 from pathlib import Path
 
+from mage_core.clips import load_dataset
 from mage_core.files import data_folder, write_whole
 
 # Table 2 of the paper's supplement: SSIM, PSNR of the VQ-VAE, PSNR of MAGE.
@@ -45,7 +46,7 @@ def results_table(folder: Path | None = None) -> str:
             cells = [f"{ours['ssim']:.3f}", f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}", _psnr(ours),
                      f"{still['psnr_frames']:.2f}", _psnr(ceiling), f"{ours.get('motion_accuracy', math.nan):.3f}"]
             cells = [cell.replace("nan", "–") for cell in cells]
-            notes.append(_note(title, card, ours))
+            notes.append(_note(title, card, ours, load_dataset(name).sizes["train"]))
         else:
             notes.append(f"{title}: no weights yet.")
         lines.append(f"| {title} | {ssim:.2f} | {cells[0]} | {vqvae:.2f} | {cells[1]} | {mage:.2f} | "
@@ -57,8 +58,9 @@ def _psnr(row: dict | None) -> str:
     return "–" if row is None else f"{row['psnr_frames']:.2f} / {row['psnr_clips']:.2f}"
 
 
-def _note(title: str, card: dict, ours: dict) -> str:
-    """How weights were made, and what their figures stand on."""
+def _note(title: str, card: dict, ours: dict, papers: int) -> str:
+    """How weights were made, on how many pairs where they are more than the paper's, and what their figures stand on.
+    """
     minutes = sum(card["seconds"].values()) / 60
     made = f"commit {card['commit']}, " if card.get("commit") else ""
     note = (f"{title}: {ours['n']:,} test pairs; preset `{card['preset']}`, {made}{minutes:.0f} minutes of training on "
@@ -68,6 +70,8 @@ def _note(title: str, card: dict, ours: dict) -> str:
         before, begun = before + sum(begun["seconds"].values()) / 60, begun.get("start")
     if before:
         note += f", after {before:.0f} minutes of the weights that it went on from ({card['start']['dataset']})"
+    if card.get("pairs", 0) > papers:
+        note += f", on {card['pairs']:,} training pairs (the paper has {papers:,})"
     if "first_stage" in card:
         note += f", with the VQ-VAE of earlier weights ({card['first_stage']['dataset']})"
     if "remark" in card:

@@ -277,6 +277,17 @@ def test_the_error_of_the_picture_is_its_squared_distance_and_moves_masks():
         assert linear.weight.grad.any()
 
 
+def test_cut_out_things_learn_from_displacements_alone():
+    mage, (ids, text, speed) = model(MASKED), sample()
+    parts = [mage.advection.cut.weight, mage.advection.chances.weight]
+    out = mage(ids, text, speed)
+    assert torch.autograd.grad(out.prediction_loss, parts, retain_graph=True, allow_unused=True) == (None, None)
+    assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
+    plain = model()
+    part, = torch.autograd.grad(plain(ids, text, speed).prediction_loss, [plain.advection.chances.weight])
+    assert part.any()
+
+
 def test_masks_learn_to_tell_apart_two_things_that_move_apart():
     """Of two marks side by side, one goes down and the other to the right; which, features of the tokens tell."""
     made = part(groups=1, patch=(1, 4), masks=True, grid=(3, 5))

@@ -22,7 +22,7 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     rows = [row("MAGE", 21.5), row("first frame repeated", 16.2), row("VQ-VAE reconstruction", 38.4),
             row("perfect predictor", 48.6)]
     card = {"results": rows, "seconds": {"vqvae": 300, "mage": 900}, "preset": "quick", "machine": "machine: two cores",
-            "commit": "0123abc"}
+            "commit": "0123abc", "pairs": 10_000}
     (tmp_path / "single-mnist.json").write_text(json.dumps(card))
     table = report.results_table(tmp_path)
     single, double = (line for line in table.splitlines() if line.startswith(("| Single", "| Double")))
@@ -32,7 +32,9 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     assert double.count("–") == 6
     note = next(line for line in table.splitlines() if line.startswith("- Single"))
     assert "20 minutes of training on two cores" in note and "2,000 test pairs" in note and "commit 0123abc" in note
-    assert "0.861 to 0.890" in note and "samples/s" not in note
+    assert "0.861 to 0.890" in note and "samples/s" not in note and "training pairs" not in note
+    (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"pairs": 10_001}))
+    assert "on 10,001 training pairs (the paper has 10,000)" in report.results_table(tmp_path)
     assert (table.count("no weights yet") == 4
             and len([line for line in table.splitlines() if line.startswith("| ")]) == 6)
 
