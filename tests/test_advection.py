@@ -280,7 +280,13 @@ def test_the_error_of_the_picture_is_its_squared_distance_and_moves_masks():
 def test_cut_out_things_learn_from_displacements_alone():
     mage, (ids, text, speed) = model(MASKED), sample()
     parts = [mage.advection.cut.weight, mage.advection.chances.weight]
-    out = mage(ids, text, speed)
+    dice = torch.rand(ids[:, 1:].shape)
+    out = mage(ids, text, speed, dice=dice)
+    chances, things = mage.displacements(out.motion_anchor, ids[:, 0], speed)
+    made = mage.advection
+    misses = made.misses(chances, made.moved(ids[:, 0]), ids[:, 1:], dice)
+    _, error = made.picture_error(chances.exp(), things, ids[:, 1:])
+    torch.testing.assert_close(out.displacement_loss, misses + made.PICTURE * error)
     assert torch.autograd.grad(out.prediction_loss, parts, retain_graph=True, allow_unused=True) == (None, None)
     assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
     plain = model()

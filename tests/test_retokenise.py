@@ -36,10 +36,12 @@ def first_stage(dataset, **fields):
 def start(dataset):
     vqvae = first_stage(dataset, codebook_size=300, groups=1)
     torch.manual_seed(0)
-    mage = MAGE(mage_config(dataclasses.replace(SMOKE.mage, width=64, head_width=32), dataset, 300)).eval()
+    mage = MAGE(mage_config(dataclasses.replace(SMOKE.mage, width=64, head_width=32, masks=True), dataset,
+                            300)).eval()
     mage.initialise_from_codes(vqvae.codebook)
     with torch.no_grad():   # training has moved all of them together
         mage.visual_tokens.embedding.add_(torch.randn(64))
+        mage.advection.whole.weight.normal_()
     return Trained(vqvae, mage, dataset.about)
 
 
@@ -52,11 +54,12 @@ def test_new_tokens_read_and_write_what_the_old_ones_did(dataset, start, monkeyp
     assert (made.config.codebook_size, made.config.groups) == (codes, groups)
     assert dataclasses.replace(made.config, codebook_size=300, groups=1) == start.mage.config
     for name, tensor in start.mage.state_dict().items():
-        if not any(part in name for part in ("embedding", "logits", "pixels", "shown")):
+        if not any(part in name for part in ("embedding", "logits", "pixels", "shown", "whole")):
             assert torch.equal(made.state_dict()[name], tensor), name
     assert torch.equal(made.advection.pixels, vqvae.code_pixels()), "advection knows the new codes"
-    shown = made.advection.shown.weight.unflatten(0, (groups, -1))   # and shows in each block what it showed in all
-    torch.testing.assert_close(shown, start.mage.advection.shown.weight.expand_as(shown))
+    for name in ("shown", "whole"):   # and shows in each block what it showed in all
+        shown = getattr(made.advection, name).weight.unflatten(0, (groups, -1))
+        torch.testing.assert_close(shown, getattr(start.mage.advection, name).weight.expand_as(shown))
 
     frames = FrameSource(dataset, None, 1, "test").batch(0, 60)
     old, new = start.vqvae.encode(frames)[:, None], vqvae.encode(frames)[:, None]
