@@ -108,7 +108,7 @@ def test_a_run_goes_on_with_new_tokens_and_stops_and_goes_on_the_same(dataset, s
     monkeypatch.setattr(room, "CLIPS", 20)
     chosen = dataclasses.replace(SMOKE, pairs=20, watch_clips=1, vqvae=dataclasses.replace(
         SMOKE.vqvae, images=64, codebook_size=16, groups=2),
-        mage=dataclasses.replace(SMOKE.mage, samples=16, width=64, head_width=32))
+        mage=dataclasses.replace(SMOKE.mage, samples=16, width=64, head_width=32, masks=True))
     runs = []
     for name in ("straight", "stopped"):
         given = {"start": start, "new_tokens": True, "folder": tmp_path / name, "progress": False}
