@@ -341,7 +341,7 @@ class MAGE(nn.Module):
         if not self.config.masks:
             return advection.things(chances[:count, frames].exp(), things[:count]), loss
         found, error = advection.picture_error(chances.exp(), things, then)
-        # of which tokens show what, a few clips are too few to learn displacements from
+        # displacements and masks learn from their own losses alone, in which `more` clips have a part
         return found[:count, frames].detach(), loss + advection.PICTURE * error
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:

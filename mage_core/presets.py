@@ -152,10 +152,10 @@ COLOUR = {
 }
 
 
-# Where two digits move, which cover one another, each is cut out by a mask of its own, and how much what is displaced is
-# trusted was measured, on clips that no table shows (PSNR of frames / of clips as learned, 3 and 10 times): 32 of Double
-# 22.48 / 22.24, 24.01 / 23.18 and 23.91 / 22.90; 20 of Modified, which is sure of less, 17.75 / 17.30 and 17.13 / 16.26.
-# On 48 of Single, without masks, 10 times makes 39.16 / 34.50 of 35.23 / 33.70.
+# Where two digits move, which cover one another, each is cut out by a mask of its own, and how much what is displaced
+# is trusted was measured, on clips that no table shows (PSNR of frames / of clips as learned, 3 and 10 times): 32 of
+# Double 22.48 / 22.24, 24.01 / 23.18 and 23.91 / 22.90; 20 of Modified, which is sure of less, 17.75 / 17.30 and
+# 17.13 / 16.26. On 48 of Single, without masks, 10 times makes 39.16 / 34.50 of 35.23 / 33.70.
 TWO_MOVE = {"double-mnist": 3.0, "modified-mnist": 1.0}
 
 
