@@ -8,7 +8,9 @@ token shows, if any, and how sure that is; a code's logit falls with its squared
 the mean over all displacements; in a generated video it can be where it likeliest is.
 
 With `masks` a thing is not all of the first image but what a mask of its own cuts out of it, and all things together,
-the brighter in front, make a picture that is on offer too: what two digits need, that cover one another.
+the brighter in front, make a picture that is on offer too: what two digits need, that cover one another. With `unet`
+they are cut out by a U-Net, which sees the first image itself and is told by the words what to look for; the motion
+anchor is then not asked, and a clip's displacements cost so little that training can show many.
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -24,7 +26,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mage_core.axial import sinusoids
+from mage_core.motion_anchor import CrossAttention
 from mage_core.tokens import block_grid, split_ids
+from mage_core.unet import UNet
 
 
 class Advection(nn.Module):
@@ -32,7 +36,8 @@ class Advection(nn.Module):
 
     `patch` is a token's (channels, side in pixels), `reach` the longest displacement in pixels, `pixels` (groups k n)
     each code's pixels (`VQVAE.code_pixels`), which whoever makes the model fills in. Below, m counts displacements:
-    -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens.
+    -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens, and
+    `unet` the width of the U-Net that makes them, 0 where features of tokens do.
     """
 
     THINGS = 3    # that may move, each its own way
@@ -40,39 +45,47 @@ class Advection(nn.Module):
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
+    TOLD = 64    # numbers by which a U-Net is told what to look for, of each thing
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
-                 masks: bool = False, grid: tuple[int, int] = (16, 16)):
+                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, head_width: int = 8):
         super().__init__()
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
         rows, columns = block_grid(groups, side)
         self.side, self.layout = side, {"gy": rows, "gx": columns, "c": channels, "y": side // rows,
                                         "x": side // columns}
         self.register_buffer("pixels", torch.zeros(groups, codebook_size, channels * side * side // groups))
-        self.norm, self.what, self.when = (nn.LayerNorm(width) for _ in range(3))
-        self.where = nn.Linear(width, self.THINGS)
-        self.layers = nn.ModuleList([nn.Linear(2 * width + 2 * self.WAVES, 4 * width),
-                                     nn.Linear(4 * width, 4 * width)])
-        self.chances = nn.Linear(4 * width, 2 * (2 * reach + 1))
+        self.masks, hidden = masks, (2 if unet else 4) * width
+        self.what, self.when = (nn.LayerNorm(width) for _ in range(2))
+        self.norm, self.where = (None, None) if unet else (nn.LayerNorm(width), nn.Linear(width, self.THINGS))
+        self.layers = nn.ModuleList([nn.Linear(2 * width + 2 * self.WAVES, hidden), nn.Linear(hidden, hidden)])
+        self.chances = nn.Linear(hidden, 2 * (2 * reach + 1))
         self.shown = nn.Linear(width, groups * (self.THINGS + 1))   # nothing of these, or one of the things
         self.sure = nn.Linear(width, 1)
-        for linear, std in ((self.where, width ** -0.5), (self.shown, 0.1 * width ** -0.5), (self.chances, 0.0),
-                            (self.sure, 0.0)):
-            nn.init.normal_(linear.weight, std=std)
-            nn.init.zeros_(linear.bias)
-        self.masks = masks
+        _fresh((self.where, width ** -0.5), (self.shown, 0.1 * width ** -0.5), (self.chances, 0.0), (self.sure, 0.0))
+        self.unet = None
         if not masks:
             return
-        self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
-        self.cut = nn.Linear(width, side * side)
+        if unet:
+            self.unet = UNet(channels, unet, self.THINGS * self.TOLD, self.THINGS)
+            self.things_asked = nn.Parameter(torch.randn(self.THINGS, width))
+            self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
+            self.told, self.seen = nn.Linear(width, self.TOLD), nn.Linear(unet, width)
+        else:
+            self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
+            self.cut = nn.Linear(width, side * side)
+            _fresh((self.cut, 0.0))
+            nn.init.ones_(self.cut.bias)
         self.sides = tuple(count * side for count in grid)   # of the image
-        self.places = nn.Linear(4 * width, sum(self.sides) + 4 * reach)
+        self.places = nn.Linear(hidden, sum(self.sides) + 4 * reach)
         self.whole = nn.Linear(width, groups)   # all things together
-        for linear in (self.cut, self.places, self.whole):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        nn.init.ones_(self.cut.bias)
+        _fresh((self.places, 0.0), (self.whole, 0.0))
+
+    def taught_apart(self) -> list[nn.Parameter]:
+        """The parameters that learn from the displacement loss alone: with masks all but those of the logits."""
+        return [parameter for name, parameter in self.named_parameters()
+                if self.masks and name.partition(".")[0] not in ("shown", "sure", "whole")]
 
     # ---- pixels
 
@@ -85,42 +98,35 @@ class Advection(nn.Module):
         """Token ids (b h w) -> their pixels, each in its place (b c H W)."""
         return rearrange(self.patches(token_ids), "b h w (gy gx c y x) -> b c (h gy y) (w gx x)", **self.layout)
 
-    def moved(self, token_ids: Tensor) -> Tensor:
-        """The patches of an image's ids (b h w) after every displacement (b m h w p); what comes from outside is
-        empty."""
-        image, parts = self.image(token_ids), []
-        steps = torch.arange(-self.reach, self.reach + 1, device=image.device)
-        for axis, border in ((2, (0, 0, self.reach, self.reach)), (3, (self.reach, self.reach, 0, 0))):
-            places = torch.arange(0, image.shape[axis], self.side, device=image.device)
-            starts = (places + self.reach - steps[:, None]).flatten()
-            cut = F.pad(image, border).unfold(axis, self.side, 1).index_select(axis, starts)
-            cut = cut.unflatten(axis, (len(steps), len(places)))
-            if axis == 2:
-                parts.append(rearrange(cut, "b c m h (w x) y -> b m h w c y x", x=self.side))
-            else:
-                parts.append(rearrange(cut, "b c (h y) m w x -> b m h w c y x", y=self.side))
-        return rearrange(torch.cat(parts, 1), "b m h w c (gy y) (gx x) -> b m h w (gy gx c y x)",
-                         gy=self.layout["gy"], gx=self.layout["gx"])
+    def brought(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """What every displacement of images (b c H W) brings to some tokens (b n), counted row by row: their pixels
+        (b n c m y x). What comes from outside is empty."""
+        side, reach, found = self.side, self.reach, []
+        clip, columns = torch.arange(len(tokens), device=tokens.device)[:, None], image.shape[3] // side
+        places = (tokens // columns, tokens % columns)
+        for axis, border in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+            lengths = [side, side]
+            lengths[axis - 2] += 2 * reach
+            strips = F.pad(image, border).unfold(2, lengths[0], side).unfold(3, lengths[1], side)
+            strips = strips[clip, :, places[0], places[1]]   # (b n c length side), of columns (b n c side length)
+            found.append(rearrange(strips.unfold(axis + 1, side, 1), "b n c m x y -> b n c m y x" if axis == 2 else
+                                   "b n c y m x -> b n c m y x").flip(3))
+        return torch.cat(found, 3)
 
     # ---- displacements
 
-    def displacements(self, anchor: Tensor, token_ids: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    def displacements(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor, words: Tensor | None = None,
+                      bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The motion anchor (b h w d), as the transformer has seen it, the first frame's ids (b h w), time positions
         (b t d) -> log chances of every displacement, at each time, of each thing (b t things m); what each thing is in
-        the first frame (b things c H W)."""
-        with torch.autocast(anchor.device.type, enabled=False):
-            x, image = self.norm(anchor.float()), self.image(token_ids)
-            looked = self.where(x).flatten(1, 2).softmax(1)   # (b (h w) things)
-            mass = rearrange(image.abs().mean(1), "b (h y) (w x) -> b h w y x", h=x.shape[1], w=x.shape[2])
-            looked_at = looked.unflatten(1, x.shape[1:3])
-            centres = _centre(torch.einsum("bhwk,bhwyx->bkhy", looked_at, mass).flatten(2),
-                              torch.einsum("bhwk,bhwyx->bkwx", looked_at, mass).flatten(2))
-            what, things = self.what(torch.einsum("bnk,bnd->bkd", looked, x.flatten(1, 2))), image[:, None]
-            if self.masks:   # then the centre is the part's own
-                told = torch.cat([what, _waves(centres, self.WAVES)], -1)
-                things = things * self._masks(x, told)[:, :, None]
-                mass = things.abs().mean(2)
-                centres = _centre(mass.sum(3), mass.sum(2))
+        the first frame (b things c H W).
+
+        A U-Net asks for the words (b l d) and their padding bias (b 1 1 l) in place of the anchor.
+        """
+        with torch.autocast(token_ids.device.type, enabled=False):
+            image = self.image(token_ids)
+            what, centres, things = (self._found(anchor.float(), image) if self.unet is None else
+                                     self._cut_out(words.float(), bias, image))
             told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
             times = self.when(times.float())[:, :, None]
             y = torch.cat([told.expand(-1, times.shape[1], -1, -1), times.expand(-1, -1, told.shape[2], -1)], -1)
@@ -130,6 +136,34 @@ class Advection(nn.Module):
             if self.masks:
                 chances = chances + self._by_place(self.places(y), centres)
             return chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1)
+
+    def _found(self, anchor: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the anchor (b h w d) of images (b c H W) looks: what is there (b things d), the centres (b things 2) and
+        the things (b things c H W), or (b 1 c H W) where all are the whole image."""
+        x = self.norm(anchor)
+        looked = self.where(x).flatten(1, 2).softmax(1)   # (b (h w) things)
+        mass = rearrange(image.abs().mean(1), "b (h y) (w x) -> b h w y x", h=x.shape[1], w=x.shape[2])
+        looked_at = looked.unflatten(1, x.shape[1:3])
+        centres = _centre(torch.einsum("bhwk,bhwyx->bkhy", looked_at, mass).flatten(2),
+                          torch.einsum("bhwk,bhwyx->bkwx", looked_at, mass).flatten(2))
+        what, things = self.what(torch.einsum("bnk,bnd->bkd", looked, x.flatten(1, 2))), image[:, None]
+        if self.masks:   # then the centre is the part's own
+            things = things * self._masks(x, torch.cat([what, _waves(centres, self.WAVES)], -1))[:, :, None]
+            mass = things.abs().mean(2)
+            centres = _centre(mass.sum(3), mass.sum(2))
+        return what, centres, things
+
+    def _cut_out(self, words: Tensor, bias: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the U-Net finds of the words (b l d) with padding bias (b 1 1 l) in images (b c H W): as `_found`."""
+        asked = self.things_asked.expand(len(words), 1, -1, -1)
+        asked = self.read(asked, self.words(words), bias)[:, 0]   # (b things d)
+        features, masks = self.unet(image, self.told(asked).flatten(1))
+        things = image[:, None] * masks[:, :, None]
+        mass = things.abs().mean(2)
+        shares = F.avg_pool2d(mass, 2)
+        shares = shares / shares.sum((2, 3), keepdim=True).clamp_min(1e-3)
+        what = self.what(asked + self.seen(torch.einsum("bkyx,bdyx->bkd", shares, features)))
+        return what, _centre(mass.sum(3), mass.sum(2)), things
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
@@ -153,18 +187,22 @@ class Advection(nn.Module):
             found.append(torch.lerp(values.gather(-1, index), values.gather(-1, index + 1), centre - low))
         return torch.cat(found, -1)
 
-    def misses(self, chances: Tensor, moved: Tensor, token_ids: Tensor, dice: Tensor | None = None) -> Tensor:
-        """How badly log chances (b t things m) of the `moved` first frame explain the true ids (b t h w): nats a token.
+    def misses(self, chances: Tensor, image: Tensor, token_ids: Tensor, dice: Tensor | None = None) -> Tensor:
+        """How badly log chances (b t things m) of how the first image (b c H W) is displaced explain the true ids
+        (b t h w): nats a token.
 
         Each token's pixels are a mixture of what all things' displacements bring there, or come from nowhere. Of each
         clip some tokens that are not background are asked, those with the highest `dice` (b t h w) in [0, 1).
         """
-        dice = torch.rand(token_ids.shape, device=moved.device) if dice is None else dice
-        drawn = torch.where(token_ids != 0, dice.to(moved.dtype), -1.0).flatten(1)
+        dice = torch.rand(token_ids.shape, device=chances.device) if dice is None else dice
+        drawn = torch.where(token_ids != 0, dice.to(chances.dtype), -1.0).flatten(1)
         drawn, picked = drawn.topk(min(self.LOOKS, drawn.shape[1]))   # (b n)
-        clip, tokens = torch.arange(len(picked), device=picked.device)[:, None], token_ids[0, 0].numel()
-        there = rearrange(moved, "b m h w p -> b (h w) m p")[clip, picked % tokens]
-        apart = (there - self.patches(token_ids.flatten(1).gather(1, picked))[:, :, None]).square().sum(-1)
+        tokens = token_ids[0, 0].numel()
+        there = self.brought(image, picked % tokens)
+        truth = rearrange(self.patches(token_ids.flatten(1).gather(1, picked)),
+                          "b n (gy gx c y x) -> b n c 1 (gy y) (gx x)", **self.layout)
+        apart = (there - truth).square().sum((2, 4, 5))
+        clip = torch.arange(len(picked), device=picked.device)[:, None]
         fits = chances[clip, picked // tokens] - apart[:, :, None] / (2 * self.BLUR ** 2)   # (b n things m)
         fits = fits.flatten(2).logsumexp(2) - math.log(fits.shape[2])   # each thing as likely
         fits = torch.logaddexp(fits, torch.full_like(fits, self.ASTRAY))
@@ -175,27 +213,27 @@ class Advection(nn.Module):
         """How each thing looks at each time by chances (b t things m), from what it is in the first frame (b things c H
         W): (b t things c H W). With `masks` there is one more, the last: all of them, the brighter in front."""
         with torch.autocast(things.device.type, enabled=False):   # pixels are a matter of small differences
-            down, across = chances.float()[..., None, :].chunk(2, -1)
+            down, across = chances.float().chunk(2, -1)
             things = things.float()[:, None]
-            found = (_shift_matrices(down, things.shape[-2]) @ things
-                     + things @ _shift_matrices(across, things.shape[-1]).mT)
+            found = (_sliding(down[..., None, :], things.shape[-2]) @ things.flip(-2)
+                     + things.flip(-1) @ _sliding(across[..., None, :], things.shape[-1]).mT)
             return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
 
-    def things(self, chances: Tensor, things: Tensor) -> Tensor:
-        """The same, each token's pixels together: (b t h w things p)."""
-        return self._patches(self.pictures(chances, things))
-
     def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`things`, and the squared error of all of them together against the true frames' ids (b t h w): its sum over
-        a frame's pixels, the mean over frames."""
+        """`pictures`, and the squared error of all of them together against the true frames' ids (b t h w): its sum
+        over a frame's pixels, the mean over frames."""
         found = self.pictures(chances, things)
         truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
-        return self._patches(found), (found[:, :, -1] - truth).square().flatten(2).sum(2).mean()
+        return found, (found[:, :, -1] - truth).square().flatten(2).sum(2).mean()
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def cut_up(self, images: Tensor) -> Tensor:
         """Images (b t k c H W) -> their tokens' pixels (b t h w k p), block by block."""
         return rearrange(images, "b t k c (h gy y) (w gx x) -> b t h w k (gy gx c y x)",
                          **{name: size for name, size in self.layout.items() if name != "c"})
+
+    def things(self, chances: Tensor, things: Tensor) -> Tensor:
+        """`pictures`, each token's pixels together: (b t h w things p)."""
+        return self.cut_up(self.pictures(chances, things))
 
     # ---- logits
 
@@ -213,6 +251,14 @@ class Advection(nn.Module):
             return near * (trust * self.sure(features).clamp(max=7.0).exp())[..., None]
 
 
+def _fresh(*linears: tuple[nn.Linear | None, float]) -> None:
+    """Normal weights of a standard deviation, no bias, for each layer that there is."""
+    for linear, std in linears:
+        if linear is not None:
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+
 def _centre(rows: Tensor, columns: Tensor) -> Tensor:
     """Mass by row (... H) and by column (... W) -> the row and the column of its centre (... 2)."""
     places = [torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) for mass in (rows, columns)]
@@ -225,8 +271,8 @@ def _waves(centres: Tensor, count: int) -> Tensor:
     return sinusoids(centres, count, 3.0, 200.0).flatten(-2)
 
 
-def _shift_matrices(chances: Tensor, side: int) -> Tensor:
-    """Chances of -reach ... reach pixels (... m) -> matrices (... side side): row i has at j the chance of i - j."""
+def _sliding(chances: Tensor, side: int) -> Tensor:
+    """Chances of -reach ... reach pixels (... m) -> (... side side): row i has at j the chance of i + j - (side - 1),
+    which shifts what is given in reverse order. A view: its gradient on a GPU needs no sort."""
     beyond = side - 1 - chances.shape[-1] // 2
-    place = torch.arange(side, device=chances.device)
-    return F.pad(chances, (beyond, beyond))[..., place[:, None] - place + side - 1]
+    return F.pad(chances, (beyond, beyond)).unfold(-1, side, 1)

@@ -13,7 +13,7 @@ import math
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,9 @@ class Stage:
     """What the loop needs to know of a stage.
 
     `step(number)` computes the loss of a step, and what to show beside it; `watch()` gives numbers to log now and
-    then. `parts` are saved and restored; `optimisers` get their base learning rates scaled by the schedule.
+    then. `parts` are saved and restored; `optimisers` get their base learning rates scaled by the schedule. Gradients
+    are clipped to a norm of 1: those of the parameters `apart` by themselves, so that what a loss of their own teaches
+    them does not shrink where another's is large.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Stage:
     watch_every: int
     seed: int
     recipe: dict
+    apart: list[nn.Parameter] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -76,6 +79,8 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
     team.wait()   # nobody reads what another may still write
     step, seconds, recent = _restore(stage, path)
     parameters = stage.parameters
+    alone = set(stage.apart)
+    together = [p for p in parameters if p not in alone]
     look_every = LOOK if machine.waits(parameters[0].device) else 1
     curve = [line for line in read_curve(log) if line["step"] <= step]
     started = saved = rated = time.monotonic()
@@ -127,7 +132,7 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
             team.average([p.grad for p in parameters if p.grad is not None])
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = torch.stack([nn.utils.clip_grad_norm_(some, 1.0) for some in (together, stage.apart) if some]).amax()
             unseen.append((step, torch.stack([loss.detach().float(), norm.float()])))
             looked = (step + 1) % look_every == 0
             if looked:
@@ -204,6 +209,11 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
         part.load_state_dict(state["parts"][name])
     for optimiser, saved in zip(stage.optimisers, state["optimisers"]):
         optimiser.load_state_dict(saved)
+        for parameter, kept in optimiser.state.items():
+            if any(tensor.ndim and tensor.shape != parameter.shape for tensor in kept.values()):
+                raise ValueError(f"{path.name} in {path.parent.name} was written by another version of this code, whose "
+                                 "parameters come in another order: go on with that version, choose another folder "
+                                 "with --run, or delete the file to train from nothing")
     return state["step"], state["seconds"], state.get("recent", [])
 
 

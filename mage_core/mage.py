@@ -22,13 +22,14 @@ from mage_core.advection import Advection
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
 from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, split_ids
+from mage_core.unet import NORM_GROUPS, SHRINKS
 
 
 @dataclass(frozen=True)
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last eleven options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last twelve options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
@@ -36,7 +37,8 @@ class MAGEConfig:
     their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
     pixels, with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as much as
-    was learned, and with `masks` each thing that moves is a part of the first frame, not all of it.
+    was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
+    width of a U-Net that cuts these parts out.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -71,6 +73,7 @@ class MAGEConfig:
     patch: tuple[int, int] | None = None
     trust: float = 1.0
     masks: bool = False
+    unet: int = 0
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -112,6 +115,14 @@ class MAGEConfig:
             if not 0 < self.advection < side:
                 raise ValueError(f"MAGEConfig.advection is {self.advection}: it must be 0, for none, or less than the "
                                  f"{side} pixels of an image's side")
+        if self.unet:
+            if not (self.advection and self.masks):
+                raise ValueError(f"MAGEConfig.unet is {self.unet}, advection {self.advection} and masks {self.masks}: a "
+                                 "U-Net makes the masks of what is moved by pixels and needs both")
+            sides = (self.rows * self.patch[1], self.columns * self.patch[1])
+            if self.unet % NORM_GROUPS or any(side % SHRINKS for side in sides):
+                raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: its width must "
+                                 f"be a multiple of {NORM_GROUPS}, and so must their sides of {SHRINKS}")
 
     @property
     def hidden_id(self) -> int:
@@ -221,7 +232,8 @@ class MAGE(nn.Module):
                                           shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
         self.advection = Advection(width=config.width, codebook_size=config.codebook_size, groups=config.groups,
                                    patch=config.patch, reach=config.advection, masks=config.masks,
-                                   grid=(config.rows, config.columns)) if config.advection else None
+                                   grid=(config.rows, config.columns), unet=config.unet,
+                                   head_width=config.head_width) if config.advection else None
 
     # ---- training
 
@@ -263,7 +275,8 @@ class MAGE(nn.Module):
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, places=places)
         things, displacement_loss = None, torch.zeros_like(kl_loss)
         if self.advection is not None:
-            things, displacement_loss = self._learn_displacements(anchor, target_ids, speed, frames, dice, more)
+            things, displacement_loss = self._learn_displacements(anchor, target_ids, text_ids, speed, frames, dice,
+                                                                  more)
             things = things if places is None else things.flatten(0, 3).index_select(0, places)
         logits = self._logits(features, things)
         prediction_loss = token_loss(logits.reshape(-1, config.codebook_size), self._codes(targets).flatten(),
@@ -302,47 +315,53 @@ class MAGE(nn.Module):
         arguments as `forward`."""
         r = torch.randn(len(token_ids), *self.noise_shape, device=speed.device) if self.config.stochastic else None
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, last=last)
-        things = self._things(anchor, token_ids[:, 0], speed)
+        things = self._things(anchor, token_ids[:, 0], text_ids, speed)
         return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
-    def displacements(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
-        """The motion anchor (b h w d), the first frame's ids (b h w), speed (b,) -> log chances of where the things
-        that move are in frames 2 to T, (b T-1 things m), and what each is in the first, (b things c H W): see
-        `Advection`. ValueError for a model without advection."""
+    def displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
+                      speed: Tensor) -> tuple[Tensor, Tensor]:
+        """The motion anchor (b h w d), the first frame's ids (b h w), caption ids (b l), speed (b,) -> log chances of
+        where the things that move are in frames 2 to T, (b T-1 things m), and what each is in the first, (b things c H
+        W): see `Advection`. With `unet` the anchor is not asked. ValueError for a model without advection."""
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
-        steps = torch.arange(1, self.config.clip_length, device=anchor.device)
-        times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(anchor), -1, -1)
+        steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
+        times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
+        if self.config.unet:
+            return self.advection.displacements(None, first_token_ids, times, self.text_encoder(text_ids),
+                                                padding_bias(text_ids, self.config.pad_id))
         return self.advection.displacements(self.generator.look(anchor, speed), first_token_ids, times)
 
-    def _things(self, anchor: Tensor, first_token_ids: Tensor, speed: Tensor, *,
+    def _things(self, anchor: Tensor, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
                 likeliest: bool = False) -> Tensor | None:
         """What moves, as it looks in frames 2 to T (b T-1 h w things p), on average or where it is `likeliest`; None
         without advection."""
         if self.advection is None:
             return None
-        chances, things = self.displacements(anchor, first_token_ids, speed)
+        chances, things = self.displacements(anchor, first_token_ids, text_ids, speed)
         chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).float() if likeliest else chances.exp()
         return self.advection.things(chances, things)
 
-    def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, speed: Tensor, frames: Tensor,
+    def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, text_ids: Tensor, speed: Tensor, frames: Tensor,
                              dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """`_things` of clips (b t h w) in the frames after `frames`, and the displacement loss of these clips and
         `more`."""
         count, advection = len(token_ids), self.advection
         if more is not None:
             more_ids, more_text, more_speed = more
-            first = self.visual_tokens(more_ids[:, :1])[:, 0]
-            anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
+            if not self.config.unet:
+                first = self.visual_tokens(more_ids[:, :1])[:, 0]
+                anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
             token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
-        chances, things = self.displacements(anchor, token_ids[:, 0], speed)
+            text_ids = torch.cat([text_ids, more_text])
+        chances, things = self.displacements(anchor, token_ids[:, 0], text_ids, speed)
         chances, then = chances[:, :token_ids.shape[1] - 1], token_ids[:, 1:]
-        loss = advection.misses(chances, advection.moved(token_ids[:, 0]), then, dice)
+        loss = advection.misses(chances, advection.image(token_ids[:, 0]), then, dice)
         if not self.config.masks:
             return advection.things(chances[:count, frames].exp(), things[:count]), loss
-        found, error = advection.picture_error(chances.exp(), things, then)
+        pictures, error = advection.picture_error(chances[:, frames].exp(), things, then[:, frames])
         # displacements and masks learn from their own losses alone, in which `more` clips have a part
-        return found[:count, frames].detach(), loss + advection.PICTURE * error
+        return advection.cut_up(pictures[:count].detach()), loss + advection.PICTURE * error
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
         """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
@@ -417,7 +436,7 @@ class MAGE(nn.Module):
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
-        things = self._things(anchor, token_ids[:, 0], speed, likeliest=config.trust > 1)
+        things = self._things(anchor, token_ids[:, 0], text_ids, speed, likeliest=config.trust > 1)
         new, given = first, anchor
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
@@ -442,8 +461,8 @@ class MAGE(nn.Module):
         may be others.
 
         `words` and `other_words` are the two vocabularies, in order: a word known to both keeps its vector, and so does
-        each place in a caption that both have. What only this model knows stays as it is, `advection` or its masks
-        where the other has none among it. ValueError for models that differ in anything else.
+        each place in a caption that both have. What only this model knows stays as it is, `advection`, its masks or its
+        U-Net where the other has none among it. ValueError for models that differ in anything else.
         """
         check_start(self.config, other.config)
         text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
@@ -454,9 +473,10 @@ class MAGE(nn.Module):
                 vectors[number] = text.words[known[word]]
         length = min(len(places), len(text.positions))
         places[:length] = text.positions[:length]
-        own = {name: tensor for name, tensor in self.state_dict().items()
-               if name.startswith("advection.") and name not in state}
-        self.load_state_dict(state | own | {"text_encoder.words": vectors, "text_encoder.positions": places})
+        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("advection.")}
+        theirs = {name: tensor for name, tensor in state.items()
+                  if not name.startswith("advection.") or name in own and tensor.shape == own[name].shape}
+        self.load_state_dict(own | theirs | {"text_encoder.words": vectors, "text_encoder.positions": places})
 
     GAIN, SHARPNESS, COPY = 4.0, 3.0, 0.05
 
@@ -549,8 +569,9 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
     may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust")
-    may_differ += () if start.advection else ("advection", "patch", "masks")
-    may_differ += () if start.masks else ("masks",)
+    may_differ += () if start.advection else ("advection", "patch", "masks", "unet")
+    may_differ += () if start.masks else ("masks", "unet")
+    may_differ += () if start.unet else ("unet",)
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]
     if differing:

@@ -280,7 +280,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
                       optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay),
                       lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
                       _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
-                      | ({"start": fingerprint(start.mage)} if start is not None else {}))
+                      | ({"start": fingerprint(start.mage)} if start is not None else {}),
+                      apart=mage.advection.taught_apart() if mage.advection is not None else [])
         done = fit(stage, folder, until=until, progress=progress, team=team)
         as_they_were(mage.generator.layers)
         if done and team.main and machine.waits(device):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mage_core import weights
-from mage_core.advection import Advection, _centre, _shift_matrices, _waves
+from mage_core.advection import Advection, _centre, _sliding, _waves
 from mage_core.batches import Clips, training_batch
 from mage_core.clips import load_dataset, token_clips
 from mage_core.loop import optimisers
@@ -43,6 +43,7 @@ def centre(image):
 
 
 MASKED = dataclasses.replace(CONFIG, masks=True)
+CUT_OUT = dataclasses.replace(MASKED, rows=4, columns=6, unet=8)
 seeds = st.integers(0, 2 ** 32 - 1)
 few = settings(max_examples=10, deadline=None)
 
@@ -86,16 +87,26 @@ def test_every_displacement_is_a_shift_of_the_image(seed, sizes, data):
     groups, patch = sizes
     made = part(seed % 1000, groups=groups, patch=patch)
     ids = ids_of(made, (2, 3, 5), seed)
-    image, moved = made.image(ids), made.moved(ids)
+    image = made.image(ids)
     assert image.shape == (2, patch[0], 3 * patch[1], 5 * patch[1])
-    assert moved.shape == (2, 2 * (2 * REACH + 1), 3, 5, patch[0] * patch[1] ** 2)
+    tokens = torch.from_numpy(np.random.default_rng(seed).integers(15, size=(2, 6)))
+    brought = made.brought(image, tokens)
+    assert brought.shape == (2, 6, patch[0], 2 * (2 * REACH + 1), patch[1], patch[1])
     by, across = data.draw(st.integers(-REACH, REACH)), data.draw(st.booleans())
-    wanted = shifted(image, *((0, by) if across else (by, 0)))
-    rows, columns = made.layout["gy"], made.layout["gx"]
-    wanted = rearrange(wanted, "b c (h gy y) (w gx x) -> b h w (gy gx c y x)", h=3, w=5, gy=rows,
-                       gx=columns)
-    assert torch.equal(moved[:, across * (2 * REACH + 1) + REACH + by], wanted)
-    assert torch.equal(moved[:, REACH], made.patches(ids)), "no displacement is the image itself"
+    for moved, number in ((shifted(image, *((0, by) if across else (by, 0))), across * (2 * REACH + 1) + REACH + by),
+                          (image, REACH)):   # no displacement is the image itself
+        tiles = rearrange(moved, "b c (h y) (w x) -> b (h w) c y x", h=3, w=5)
+        assert torch.equal(brought[:, :, :, number], tiles[torch.arange(2)[:, None], tokens])
+
+
+@few
+@given(seeds, st.sampled_from([(1, (1, 4)), (4, (2, 4)), (8, (1, 4)), (2, (3, 8))]))
+def test_images_are_cut_up_as_codes_have_their_pixels(seed, sizes):
+    groups, patch = sizes
+    made = part(seed % 1000, groups=groups, patch=patch)
+    ids = ids_of(made, (2, 2, 3, 5), seed)
+    images = torch.stack([made.image(ids[:, time]) for time in range(2)], 1)
+    assert torch.equal(made.cut_up(images[:, :, None])[..., 0, :], made.patches(ids))
 
 
 def test_pixels_of_codes_are_what_the_decoder_projects_them_to():
@@ -163,8 +174,8 @@ def test_where_a_thing_is_looked_for_its_centre_is_told():
 def test_the_true_displacement_misses_least(seed, by):
     made = part()
     first = ids_of(made, (1, 3, 5), seed)
-    moved = made.moved(first)
-    truth = shifted(made.image(first), by, 0)
+    image = made.image(first)
+    truth = shifted(image, by, 0)
     patches = rearrange(truth, "b c (h gy y) (w gx x) -> b h w (gy gx) (c y x)", h=3, w=5, gy=made.layout["gy"],
                         gx=made.layout["gx"])
     made.pixels = torch.stack([   # codes that can say it exactly
@@ -172,7 +183,7 @@ def test_the_true_displacement_misses_least(seed, by):
     made.codebook_size = 16
     codes = torch.arange(1, 16).view(1, 3, 5, 1).expand(-1, -1, -1, 4)
     then = join_ids(codes, 16)[:, None]
-    misses = [made.misses(F.one_hot(torch.tensor(number), 26).float().log().expand(1, 1, 3, -1), moved, then).item()
+    misses = [made.misses(F.one_hot(torch.tensor(number), 26).float().log().expand(1, 1, 3, -1), image, then).item()
               for number in range(26)]
     assert misses[REACH + by] == min(misses) and misses[REACH + by] < 1e-3
     assert max(misses) > 3, "others do not fit"
@@ -181,16 +192,16 @@ def test_the_true_displacement_misses_least(seed, by):
 
 def test_background_is_not_asked_and_dice_decide_which_tokens_are(monkeypatch):
     made, ids = part(), ids_of(part(), (2, 4, 3, 5))
-    chances, moved = torch.randn(2, 4, 3, 26).log_softmax(-1), made.moved(ids[:, 0])
-    assert made.misses(chances, moved, torch.zeros_like(ids)).item() == 0
+    chances, image = torch.randn(2, 4, 3, 26).log_softmax(-1), made.image(ids[:, 0])
+    assert made.misses(chances, image, torch.zeros_like(ids)).item() == 0
     monkeypatch.setattr(Advection, "LOOKS", 5)
     dice = torch.rand(ids.shape)
-    found = made.misses(chances, moved, ids, dice)
-    assert torch.equal(found, made.misses(chances, moved, ids, dice))
+    found = made.misses(chances, image, ids, dice)
+    assert torch.equal(found, made.misses(chances, image, ids, dice))
     asked = torch.where(ids != 0, dice, -1.0).flatten(1).topk(5).indices
     rest = torch.ones(2, 60).scatter_(1, asked, 0.0).bool().view(ids.shape)
-    assert torch.equal(found, made.misses(chances, moved, torch.where(rest, ids.flip(0), ids), dice))
-    assert not torch.equal(found, made.misses(chances, moved, ids, 1 - dice))
+    assert torch.equal(found, made.misses(chances, image, torch.where(rest, ids.flip(0), ids), dice))
+    assert not torch.equal(found, made.misses(chances, image, ids, 1 - dice))
 
 
 # ---------------------------------------------------------------- masks
@@ -206,11 +217,11 @@ def masked(seed=0, **sizes):
 
 @few
 @given(seeds, st.integers(-REACH, REACH))
-def test_a_row_of_chances_as_a_matrix_shifts(seed, by):
+def test_a_row_of_chances_as_a_matrix_shifts_what_is_reversed(seed, by):
     image = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(seed))
-    matrix = _shift_matrices(F.one_hot(torch.tensor(REACH + by), 2 * REACH + 1).float(), 9)
-    assert torch.equal(matrix @ image, shifted(image, by, 0))
-    assert torch.equal(image @ matrix.mT, shifted(image, 0, by))
+    matrix = _sliding(F.one_hot(torch.tensor(REACH + by), 2 * REACH + 1).float(), 9)
+    assert torch.equal(matrix @ image.flip(-2), shifted(image, by, 0))
+    assert torch.equal(image.flip(-1) @ matrix.mT, shifted(image, 0, by))
 
 
 @torch.no_grad()
@@ -269,8 +280,8 @@ def test_the_error_of_the_picture_is_its_squared_distance_and_moves_masks():
     anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 5, 3, 5)), torch.randn(2, 4, 16)
     chances, things = made.displacements(anchor, ids[:, 0], times)
     shown, error = made.picture_error(chances.exp(), things, ids[:, 1:])
-    assert torch.equal(shown, made.things(chances.exp(), things))
-    apart = (shown[..., -1, :] - made.patches(ids[:, 1:])).square().sum((2, 3, 4))
+    assert torch.equal(shown, made.pictures(chances.exp(), things))
+    apart = (made.cut_up(shown)[..., -1, :] - made.patches(ids[:, 1:])).square().sum((2, 3, 4))
     torch.testing.assert_close(error, apart.mean())
     error.backward()
     for linear in (made.cut, made.key, made.query, made.places, made.chances):
@@ -282,16 +293,89 @@ def test_cut_out_things_learn_from_displacements_alone():
     parts = [mage.advection.cut.weight, mage.advection.chances.weight]
     dice = torch.rand(ids[:, 1:].shape)
     out = mage(ids, text, speed, dice=dice)
-    chances, things = mage.displacements(out.motion_anchor, ids[:, 0], speed)
+    chances, things = mage.displacements(out.motion_anchor, ids[:, 0], text, speed)
     made = mage.advection
-    misses = made.misses(chances, made.moved(ids[:, 0]), ids[:, 1:], dice)
+    misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
     _, error = made.picture_error(chances.exp(), things, ids[:, 1:])
     torch.testing.assert_close(out.displacement_loss, misses + made.PICTURE * error)
     assert torch.autograd.grad(out.prediction_loss, parts, retain_graph=True, allow_unused=True) == (None, None)
     assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
+    frames = torch.tensor([0, 3])   # of the frames that are asked for alone
+    _, error = made.picture_error(chances[:, frames].exp(), things, ids[:, frames + 1])
+    some = mage(ids, text, speed, dice=dice, frames=frames)
+    torch.testing.assert_close(some.displacement_loss, misses + made.PICTURE * error)
     plain = model()
     part, = torch.autograd.grad(plain(ids, text, speed).prediction_loss, [plain.advection.chances.weight])
     assert part.any()
+
+
+# ---------------------------------------------------------------- a U-Net
+
+@torch.no_grad()
+def test_a_u_net_is_told_by_the_words_and_its_things_by_their_own_centres():
+    mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
+    made, told = mage.advection, []
+    made.unet.cut.weight.mul_(10)
+    made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
+    chances, things = mage.displacements(None, ids[:, 0], text, speed)
+    assert chances.shape == (2, 4, 3, 26) and things.shape == (2, 3, 2, 16, 24)
+    torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, 3))
+    image = made.image(ids[:, 0])[:, None]
+    shares = (things / image)[image.expand_as(things) > 0]
+    assert shares.min() > 0 and shares.max() < 1 and shares.std() > 0.05
+    expected = torch.tensor(np.array([[centre(thing.mean(0).numpy()) for thing in clip] for clip in things]),
+                            dtype=torch.float32)
+    torch.testing.assert_close(told[0], _waves(expected, 32), atol=1e-3, rtol=0)
+
+    for words in (text.flip(1), torch.cat([text[:, :5], 1 + text[:, 5:] % 8], 1)):
+        others = mage.displacements(None, ids[:, 0], words, speed)
+        assert not torch.allclose(others[0], chances, atol=1e-3) and not torch.allclose(others[1], things, atol=1e-3)
+    padded = mage.displacements(None, ids[:, 0], F.pad(text, (0, 2)), speed)
+    torch.testing.assert_close(padded, (chances, things), atol=1e-5, rtol=1e-4)
+    slow = mage.displacements(None, ids[:, 0], text, speed / 2)
+    assert torch.equal(slow[1], things) and not torch.allclose(slow[0], chances, atol=1e-3)
+
+
+def test_with_a_u_net_more_clips_cost_no_motion_anchor():
+    mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
+    more = tuple(torch.cat([tensor] * 2) for tensor in sample(CUT_OUT, seed=1))
+    dice, seen = torch.rand(6, *ids.shape[1:])[:, 1:], []
+    mage.motion_anchor.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    out = mage(ids, text, speed, more=more, dice=dice)
+    assert seen == [2]
+    ids, text, speed = (torch.cat(pair) for pair in zip((ids, text, speed), more))
+    whole = mage(ids, text, speed, dice=dice)
+    torch.testing.assert_close(out.displacement_loss, whole.displacement_loss)
+    parts = [mage.advection.unet.cut.weight, mage.advection.things_asked, mage.text_encoder.words]
+    assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
+
+
+def test_a_start_without_a_u_net_gives_what_both_have():
+    theirs, ours = model(dataclasses.replace(CUT_OUT, unet=0), seed=1), model(CUT_OUT, seed=2)
+    fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    ours.start_from(theirs, "abcdefghi", "abcdefghi")
+    taken = {"advection." + name for name in ("pixels", "what.weight", "what.bias", "when.weight", "when.bias",
+                                              "shown.weight", "shown.bias", "sure.weight", "sure.bias",
+                                              "whole.weight", "whole.bias", "chances.bias", "places.bias")}
+    for name, tensor in ours.state_dict().items():
+        kept = name.startswith("advection.") and name not in taken and not name.endswith(".bias")
+        if name.startswith("advection.layers") or kept:
+            assert torch.equal(tensor, fresh[name]), name
+        elif not name.startswith("advection.") or name in taken:
+            assert torch.equal(tensor, theirs.state_dict()[name]), name
+    again = model(CUT_OUT, seed=3)
+    again.start_from(ours, "abcdefghi", "abcdefghi")
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in again.state_dict().items())
+    with pytest.raises(ValueError, match="unet 8 for 0"):
+        theirs.start_from(ours, "abcdefghi", "abcdefghi")
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"masks": False}, "unet is 8.*masks False.*needs both"), ({"advection": 0}, "unet is 8, advection 0.*needs both"),
+    ({"unet": 12}, "unet is 12.*multiple of 8"), ({"rows": 3}, "unet is 8 for images of 12 x 24.*sides of 8")])
+def test_a_u_net_that_cannot_be_is_told(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CUT_OUT, **fields)
 
 
 def test_masks_learn_to_tell_apart_two_things_that_move_apart():
@@ -353,9 +437,9 @@ def test_all_things_together_are_on_offer_with_masks():
 
 # ---------------------------------------------------------------- MAGE with it
 
-@pytest.mark.parametrize("config", [CONFIG, MASKED], ids=["plain", "masks"])
+@pytest.mark.parametrize("config", [CONFIG, MASKED, CUT_OUT], ids=["plain", "masks", "unet"])
 def test_generation_is_the_same_frame_by_frame_and_in_bf16_nearly(config):
-    mage, (ids, text, speed) = model(config), sample(batch=2)
+    mage, (ids, text, speed) = model(config), sample(config)
     once = mage.generate(ids[:, 0], text, speed)
     assert torch.equal(once, mage.generate(ids[:, 0], text, speed, recompute=True))
     still = model(config)
@@ -371,7 +455,7 @@ def test_under_autocast_it_trains_and_what_things_look_like_stays_exact():
     mage, (ids, text, speed) = model(), sample()
     with torch.autocast("cpu", torch.bfloat16):
         anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
-        assert mage._things(anchor, ids[:, 0], speed).dtype == torch.float32
+        assert mage._things(anchor, ids[:, 0], text, speed).dtype == torch.float32
         mage(ids, text, speed).loss.backward()
     assert mage.advection.shown.weight.grad.isfinite().all() and mage.advection.shown.weight.grad.any()
 
@@ -381,8 +465,8 @@ def test_in_generation_a_thing_can_be_where_it_likeliest_is():
     mage, (ids, text, speed) = model(), sample()
     first = ids[:, 0]
     anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
-    chances, _ = mage.displacements(anchor, first, speed)
-    things = mage._things(anchor, first, speed, likeliest=True)
+    chances, _ = mage.displacements(anchor, first, text, speed)
+    things = mage._things(anchor, first, text, speed, likeliest=True)
     assert things.shape == (2, 4, 3, 5, 3, 32) and len(chances.argmax(-1).unique()) > 3
     image, layout = mage.advection.image(first), mage.advection.layout
     for clip, frame, thing in np.ndindex(2, 4, 3):
@@ -397,10 +481,10 @@ def test_in_generation_a_thing_can_be_where_it_likeliest_is():
         dataclasses.replace(CONFIG, trust=0.5)
 
 
-@pytest.mark.parametrize("config", [CONFIG, MASKED], ids=["plain", "masks"])
+@pytest.mark.parametrize("config", [CONFIG, MASKED, CUT_OUT], ids=["plain", "masks", "unet"])
 @torch.no_grad()
 def test_teacher_forcing_says_what_generation_does_where_it_trusts_as_was_learned(config):
-    mage, (ids, text, speed) = model(config), sample()
+    mage, (ids, text, speed) = model(config), sample(config)
     made = mage.generate(ids[:, 0], text, speed)
     trusting = model(dataclasses.replace(config, trust=50.0))
     trusting.advection.chances.weight.mul_(1e4)   # one displacement for each thing
@@ -411,7 +495,7 @@ def test_teacher_forcing_says_what_generation_does_where_it_trusts_as_was_learne
     assert torch.equal(out.loss, out.prediction_loss + out.displacement_loss) and out.displacement_loss > 0
     frames = torch.tensor([0, 2, 3])
     torch.testing.assert_close(mage(made, text, speed, frames=torch.tensor([0, 1, 2, 3])).logits, out.logits)
-    predict = torch.rand(2, 3, 3, 5) < 0.5
+    predict = torch.rand(2, 3, config.rows, config.columns) < 0.5
     some = mage(made, text, speed, frames=frames, predict=predict)
     whole = mage(made, text, speed, frames=frames)
     torch.testing.assert_close(some.logits, whole.logits[predict])
@@ -478,7 +562,7 @@ def test_a_model_without_advection_names_no_displacements():
     mage, (ids, text, speed) = model(dataclasses.replace(CONFIG, advection=0, patch=None)), sample()
     anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
     with pytest.raises(ValueError, match="moves nothing by pixels.*advection="):
-        mage.displacements(anchor, ids[:, 0], speed)
+        mage.displacements(anchor, ids[:, 0], text, speed)
     assert mage(ids, text, speed).displacement_loss == 0
 
 

@@ -38,11 +38,13 @@ def test_auto_follows_the_environment(monkeypatch, said):
 @pytest.mark.parametrize("name", ["smoke", "quick", "gpu"])
 def test_where_two_digits_move_each_is_cut_out_and_trusted_less(name):
     alone = preset(name, "single-mnist")
-    assert not alone.mage.masks
+    assert not alone.mage.masks and not alone.mage.unet
     assert alone.mage.trust == 10 and mage_config(alone.mage, load_dataset("single-mnist"), 8, 8).trust == 10
     for two, trust in (("double-mnist", 3.0), ("modified-mnist", 1.0)):
-        assert preset(name, two) == changed(alone, [f"mage.trust={trust}", "mage.masks=True"])
-        assert mage_config(preset(name, two).mage, load_dataset(two), 8, 8).masks
+        width = 8 if name == "smoke" else 32
+        assert preset(name, two) == changed(alone, [f"mage.trust={trust}", "mage.masks=True", f"mage.unet={width}"])
+        config = mage_config(preset(name, two).mage, load_dataset(two), 8, 8)
+        assert config.masks and config.unet == width
     assert not mage_config(preset(name, "cater-gen-v1").mage, load_dataset("cater-gen-v1"), 8, 8).masks
 
 

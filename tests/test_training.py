@@ -363,6 +363,32 @@ def line_stage(steps=10, batch=4, **changes):
                     "watch": lambda: {"psnr": 12.5}, "watch_every": 2 * batch, "seed": 0, "recipe": {"a": 1}} | changes)
 
 
+def test_gradients_apart_are_clipped_by_themselves(tmp_path):
+    for apart, moved in (([], 1e-3), (["bias"], 1.0)):
+        model = nn.Linear(1, 1)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        stage = line_stage(steps=1, batch=1, parts={"line": model}, watch=None,
+                           apart=[model.get_parameter(name) for name in apart],
+                           step=lambda number: (1000 * model.weight.sum() + 1.0 * model.bias.sum(), {}),
+                           optimisers=[torch.optim.SGD([{"params": list(model.parameters()), "base": 1.0}], lr=1.0)])
+        assert fit(stage, tmp_path / str(len(apart)), progress=False)
+        torch.testing.assert_close(model.weight.item(), -1.0, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model.bias.item(), -moved, atol=1e-4, rtol=0)
+
+
+def test_a_checkpoint_whose_parameters_come_in_another_order_is_told(tmp_path):
+    def stage(order):
+        model = nn.ModuleDict({name: nn.Linear(1, size) for name, size in order})
+        return line_stage(parts={"line": model}, optimisers=optimisers(model, 0.1),
+                          step=lambda number: (sum(p.square().sum() for p in model.parameters()), {}))
+
+    assert fit(stage([("a", 1), ("b", 2)]), tmp_path, progress=False)
+    assert fit(stage([("a", 1), ("b", 2)]), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"line\.pt .*another version of this code.*--run"):
+        fit(stage([("b", 2), ("a", 1)]), tmp_path, progress=False)
+
+
 def test_the_curve_has_a_line_for_each_look_and_what_was_shown(tmp_path):
     stage = line_stage(steps=7)
     assert fit(stage, tmp_path, progress=False)
