@@ -65,13 +65,14 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
     made = f"commit {card['commit']}, " if card.get("commit") else ""
     note = (f"{title}: {ours['n']:,} test pairs; preset `{card['preset']}`, {made}{minutes:.0f} minutes of training on "
             f"{card['machine'].removeprefix('machine: ')}")
-    begun, before = card.get("start"), 0.0
-    while begun:
-        before, begun = before + sum(begun["seconds"].values()) / 60, begun.get("start")
+    begun, before, pairs = card.get("start"), 0.0, card.get("pairs", 0)
+    while begun:   # each run's pairs are the first of the same ones
+        before, pairs = before + sum(begun["seconds"].values()) / 60, max(pairs, begun.get("pairs", 0))
+        begun = begun.get("start")
     if before:
         note += f", after {before:.0f} minutes of the weights that it went on from ({card['start']['dataset']})"
-    if card.get("pairs", 0) > papers:
-        note += f", on {card['pairs']:,} training pairs (the paper has {papers:,})"
+    if pairs > papers:
+        note += f", on {pairs:,} training pairs (the paper has {papers:,})"
     if "first_stage" in card:
         note += f", with the VQ-VAE of earlier weights ({card['first_stage']['dataset']})"
     if "remark" in card:
