@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mage_core import weights
+from mage_core import training, weights
 from mage_core.advection import Advection, _centre, _sliding, _waves
 from mage_core.batches import Clips, training_batch
 from mage_core.clips import load_dataset, token_clips
@@ -336,7 +336,8 @@ def test_a_u_net_is_told_by_the_words_and_its_things_by_their_own_centres():
     assert torch.equal(slow[1], things) and not torch.allclose(slow[0], chances, atol=1e-3)
 
 
-def test_with_a_u_net_more_clips_cost_no_motion_anchor():
+def test_with_a_u_net_more_clips_cost_no_motion_anchor(monkeypatch):
+    monkeypatch.setattr(Advection, "BLUR", 5.0)   # so that random displacements explain something
     mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
     more = tuple(torch.cat([tensor] * 2) for tensor in sample(CUT_OUT, seed=1))
     dice, seen = torch.rand(6, *ids.shape[1:])[:, 1:], []
@@ -346,6 +347,8 @@ def test_with_a_u_net_more_clips_cost_no_motion_anchor():
     ids, text, speed = (torch.cat(pair) for pair in zip((ids, text, speed), more))
     whole = mage(ids, text, speed, dice=dice)
     torch.testing.assert_close(out.displacement_loss, whole.displacement_loss)
+    others = mage(ids, torch.cat([text[:2], text[:1].expand(4, -1)]), speed, dice=dice)
+    assert (others.displacement_loss - whole.displacement_loss).abs() > 1e-3, "each clip's own words"
     parts = [mage.advection.unet.cut.weight, mage.advection.things_asked, mage.text_encoder.words]
     assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
 
@@ -368,6 +371,29 @@ def test_a_start_without_a_u_net_gives_what_both_have():
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in again.state_dict().items())
     with pytest.raises(ValueError, match="unet 8 for 0"):
         theirs.start_from(ours, "abcdefghi", "abcdefghi")
+
+
+@pytest.mark.parametrize("config, apart", [(CONFIG, False), (MASKED, True), (CUT_OUT, True)],
+                         ids=["plain", "masks", "unet"])
+def test_what_displacements_alone_teach_is_what_the_next_tokens_do_not(config, apart):
+    mage, (ids, text, speed) = model(config), sample(config)
+    names, parameters = zip(*mage.advection.named_parameters())
+    gradients = torch.autograd.grad(mage(ids, text, speed).prediction_loss, parameters, allow_unused=True)
+    untaught = [name for name, gradient in zip(names, gradients) if gradient is None or not gradient.any()]
+    found = {id(parameter) for parameter in mage.advection.taught_apart()}
+    assert [name for name, parameter in zip(names, parameters) if id(parameter) in found] == untaught * apart
+    assert bool(found) == apart
+
+
+def test_training_clips_them_by_themselves(monkeypatch, tmp_path):
+    stages = []
+    monkeypatch.setattr(training, "fit", lambda stage, *_, **__: stages.append(stage))
+    dataset, chosen = load_dataset("double-mnist"), preset("smoke", "double-mnist")
+    vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset)).eval()
+    monkeypatch.setenv("MAGE_CACHE", str(tmp_path))
+    training.train_mage(dataclasses.replace(chosen, pairs=2, watch_clips=1), dataset, vqvae, tmp_path, progress=False)
+    mage = stages[0].parts["mage"]
+    assert mage.config.unet and [id(p) for p in stages[0].apart] == [id(p) for p in mage.advection.taught_apart()]
 
 
 @pytest.mark.parametrize("fields, message", [

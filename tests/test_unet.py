@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 from mage_core.unet import UNet
 
@@ -44,15 +44,24 @@ def test_every_part_has_a_say_and_every_block_is_told(name):
 
 @torch.no_grad()
 def test_the_way_up_sees_what_was_seen_on_the_way_down():
-    """With nothing from below, masks still tell one pixel pair from the next: that comes over the bridges."""
-    made, images, told = perturbed(), torch.rand(1, 1, SIDE, SIDE), torch.randn(1, 5)
-    for linear in (made.from_8, made.from_4):
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-    before = made(images, told)[1]
-    images[0, 0, 8, 8] += 1
-    after = made(images, told)[1]
-    assert (after - before)[0, :, 8, 8].abs().min() > 1e-4
+    made, seen = perturbed(), {}
+    for name in ("block_2", "block_4", "from_8", "from_4", "up_4", "up_2"):
+        made.get_submodule(name).register_forward_hook(
+            lambda module, given, out, name=name: seen.update({name: (given[0], out)}))
+    made(torch.rand(2, 1, SIDE, SIDE), torch.randn(2, 5))
+    for up, bridge, below in (("up_4", "block_4", "from_8"), ("up_2", "block_2", "from_4")):
+        enlarged = seen[below][1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        torch.testing.assert_close(seen[up][0], seen[bridge][1] + enlarged)
+
+
+@torch.no_grad()
+def test_a_block_scales_and_shifts_its_features_by_what_is_told():
+    block, x, told = perturbed().block_4, torch.randn(3, 16, 4, 4), torch.randn(3, 5)
+    scale, shift = block.film(told).split(16, 1)
+    y = block.norm_2(block.conv_1(F.silu(block.norm_1(x))))
+    y = y + y * scale.view(3, 16, 1, 1) + shift.view(3, 16, 1, 1)
+    torch.testing.assert_close(block(x, told), x + block.conv_2(F.silu(y)))
+    assert scale.abs().min() > 0 and shift.abs().min() > 0
 
 
 def test_it_learns_to_cut_out_what_it_is_told():
