@@ -138,8 +138,8 @@ class Advection(nn.Module):
             return chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1)
 
     def _found(self, anchor: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the anchor (b h w d) of images (b c H W) looks: what is there (b things d), the centres (b things 2) and
-        the things (b things c H W), or (b 1 c H W) where all are the whole image."""
+        """Where the anchor (b h w d) of images (b c H W) looks: what is there (b things d), the centres (b things 2),
+        and the things (b things c H W), or (b 1 c H W) where all are the whole image."""
         x = self.norm(anchor)
         looked = self.where(x).flatten(1, 2).softmax(1)   # (b (h w) things)
         mass = rearrange(image.abs().mean(1), "b (h y) (w x) -> b h w y x", h=x.shape[1], w=x.shape[2])

@@ -569,8 +569,8 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
     may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust")
-    may_differ += () if start.advection else ("advection", "patch", "masks", "unet")
-    may_differ += () if start.masks else ("masks", "unet")
+    may_differ += () if start.advection else ("advection", "patch", "masks")
+    may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]

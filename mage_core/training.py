@@ -251,7 +251,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         part.requires_grad_(recipe.only in ("", name))
     if not team.main:
         team.wait()   # until the main process has written the tokens
-    tokens = token_clips(dataset, vqvae, "train", pairs_of(chosen, dataset), vqvae_key=token_key(vqvae), progress=progress and team.main)
+    tokens = token_clips(dataset, vqvae, "train", pairs_of(chosen, dataset), vqvae_key=token_key(vqvae),
+                         progress=progress and team.main)
     if team.main:
         team.wait()
     team.copy(mage.state_dict().values())
@@ -486,7 +487,8 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     if team.main:
         curves = {stage: curve for stage in ("vqvae", "mage") if (curve := read_curve(folder / f"{stage}.jsonl"))}
         about = {**dataset.about, "preset": chosen.name, "seed": seed,
-                 "recipe": dataclasses.asdict(chosen), "pairs": pairs_of(chosen, dataset), "command": command or "mage_core.training.train",
+                 "recipe": dataclasses.asdict(chosen), "pairs": pairs_of(chosen, dataset),
+                 "command": command or "mage_core.training.train",
                  "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
                  "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
         for name, source in (("start", start), ("first_stage", first_stage)):

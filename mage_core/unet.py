@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images (b c H W) and what to look for in each (b e) -> features (b width H/2 W/2), masks (b things H W) in (0, 1).
+    """Images (b c H W), what to look for in each (b e) -> features (b width H/2 W/2), masks (b things H W) in (0, 1).
 
     H and W are multiples of 8. One pixel can be in several masks.
     """
@@ -44,7 +44,8 @@ class UNet(nn.Module):
         super().__init__()
         half, quarter, eighth = width, 2 * width, 4 * width
         self.stem = nn.Conv2d(4 * channels, half, 3, padding=1)
-        self.block_2, self.block_4, self.up_4, self.up_2 = (Block(size, told) for size in (half, quarter, quarter, half))
+        self.block_2, self.block_4 = Block(half, told), Block(quarter, told)
+        self.up_4, self.up_2 = Block(quarter, told), Block(half, told)
         self.blocks_8 = nn.ModuleList(Block(eighth, told) for _ in range(2))
         self.to_4, self.to_8 = nn.Conv2d(half, quarter, 2, stride=2), nn.Conv2d(quarter, eighth, 2, stride=2)
         self.from_8, self.from_4 = nn.Conv2d(eighth, quarter, 1), nn.Conv2d(quarter, half, 1)

@@ -65,7 +65,7 @@ def test_a_block_scales_and_shifts_its_features_by_what_is_told():
 
 
 def test_it_learns_to_cut_out_what_it_is_told():
-    """Two marks on an image, a bright bar that lies and one that stands; they cross. Which is asked, one number says."""
+    """Two bars on an image, one that lies and one that stands; they cross. Which is asked, one number says."""
     torch.manual_seed(0)
     made, draw = UNet(1, 8, 1, 1), torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(made.parameters(), 0.01)
