@@ -211,8 +211,8 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
         optimiser.load_state_dict(saved)
         for parameter, kept in optimiser.state.items():
             if any(tensor.ndim and tensor.shape != parameter.shape for tensor in kept.values()):
-                raise ValueError(f"{path.name} in {path.parent.name} was written by another version of this code, whose "
-                                 "parameters come in another order: go on with that version, choose another folder "
+                raise ValueError(f"{path.name} in {path.parent.name} was written by another version of this code, "
+                                 "whose parameters come in another order: go on with that version, choose another folder "
                                  "with --run, or delete the file to train from nothing")
     return state["step"], state["seconds"], state.get("recent", [])
 
