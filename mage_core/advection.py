@@ -10,7 +10,9 @@ the mean over all displacements; in a generated video it can be where it likelie
 With `masks` a thing is not all of the first image but what a mask of its own cuts out of it, and all things together,
 the brighter in front, make a picture that is on offer too: what two digits need, that cover one another. With `unet`
 they are cut out by a U-Net, which sees the first image itself and is told by the words what to look for; the motion
-anchor is then not asked, and a clip's displacements cost so little that training can show many.
+anchor is then not asked, and a clip's displacements cost so little that training can show many. What it saw of a thing
+also corrects the thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the
+centre of what is left of it is elsewhere.
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -72,6 +74,8 @@ class Advection(nn.Module):
             self.things_asked = nn.Parameter(torch.randn(self.THINGS, width))
             self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
             self.told, self.seen = nn.Linear(width, self.TOLD), nn.Linear(unet, width)
+            self.votes = nn.Linear(unet, 2 * self.THINGS)   # how far the centre of each thing is from what is seen
+            _fresh((self.votes, 0.0))
         else:
             self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
             self.cut = nn.Linear(width, side * side)
@@ -162,8 +166,9 @@ class Advection(nn.Module):
         mass = things.abs().mean(2)
         shares = F.avg_pool2d(mass, 2)
         shares = shares / shares.sum((2, 3), keepdim=True).clamp_min(1e-3)
-        what = self.what(asked + self.seen(torch.einsum("bkyx,bdyx->bkd", shares, features)))
-        return what, _centre(mass.sum(3), mass.sum(2)), things
+        seen = torch.einsum("bkyx,bdyx->bkd", shares, features)
+        votes = self.votes(seen).unflatten(-1, (self.THINGS, 2)).diagonal(dim1=1, dim2=2).mT   # each thing's own
+        return self.what(asked + self.seen(seen)), _centre(mass.sum(3), mass.sum(2)) + votes, things
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)

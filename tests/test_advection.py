@@ -314,9 +314,11 @@ def test_cut_out_things_learn_from_displacements_alone():
 @torch.no_grad()
 def test_a_u_net_is_told_by_the_words_and_its_things_by_their_own_centres():
     mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
-    made, told = mage.advection, []
+    made, told, votes, seen = mage.advection, [], [], []
     made.unet.cut.weight.mul_(10)
     made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
+    made.votes.register_forward_hook(lambda layer, given, out: votes.append((given[0], out.unflatten(-1, (3, 2)))))
+    made.unet.register_forward_hook(lambda layer, given, out: seen.append(out[0]))
     chances, things = mage.displacements(None, ids[:, 0], text, speed)
     assert chances.shape == (2, 4, 3, 26) and things.shape == (2, 3, 2, 16, 24)
     torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, 3))
@@ -325,7 +327,12 @@ def test_a_u_net_is_told_by_the_words_and_its_things_by_their_own_centres():
     assert shares.min() > 0 and shares.max() < 1 and shares.std() > 0.05
     expected = torch.tensor(np.array([[centre(thing.mean(0).numpy()) for thing in clip] for clip in things]),
                             dtype=torch.float32)
-    torch.testing.assert_close(told[0], _waves(expected, 32), atol=1e-3, rtol=0)
+    light = things.mean(2).unflatten(3, (12, 2)).unflatten(2, (8, 2)).mean((3, 5))   # of each thing, by 2 x 2 pixels
+    means = torch.einsum("bkyx,bdyx->bkd", light, seen[0]) / light.sum((2, 3))[..., None]
+    torch.testing.assert_close(votes[0][0], means)
+    own = torch.stack([votes[0][1][:, thing, thing] for thing in range(3)], 1)   # what is seen of a thing, told of it
+    assert own.abs().min() > 0.01 and own.std(1).min() > 0.01
+    torch.testing.assert_close(told[0], _waves(expected + own, 32), atol=1e-3, rtol=0)
 
     for words in (text.flip(1), torch.cat([text[:, :5], 1 + text[:, 5:] % 8], 1)):
         others = mage.displacements(None, ids[:, 0], words, speed)
