@@ -311,6 +311,20 @@ def test_cut_out_things_learn_from_displacements_alone():
 
 # ---------------------------------------------------------------- a U-Net
 
+def test_at_its_start_a_u_net_leaves_centres_as_they_are_and_can_learn_to_move_them():
+    made = part(masks=True, grid=(4, 6), unet=8, head_width=8)
+    with torch.no_grad():
+        made.places.weight.normal_()   # nothing hangs on a place yet
+    ids, words, bias = ids_of(made, (2, 5, 4, 6)), torch.randn(2, 6, 16), torch.zeros(2, 1, 1, 6)
+    _, centres, things = made._cut_out(words, bias, made.image(ids[:, 0]))
+    expected = torch.tensor(np.array([[centre(thing.mean(0).numpy()) for thing in clip] for clip in things.detach()]),
+                            dtype=torch.float32)
+    torch.testing.assert_close(centres, expected, atol=1e-3, rtol=0)
+    chances, _ = made.displacements(None, ids[:, 0], torch.randn(2, 4, 16), words, bias)
+    made.misses(chances, made.image(ids[:, 0]), ids[:, 1:]).backward()
+    assert made.votes.weight.grad.any()
+
+
 @torch.no_grad()
 def test_a_u_net_is_told_by_the_words_and_its_things_by_their_own_centres():
     mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
