@@ -12,7 +12,8 @@ the brighter in front, make a picture that is on offer too: what two digits need
 they are cut out by a U-Net, which sees the first image itself and is told by the words what to look for; the motion
 anchor is then not asked, and a clip's displacements cost so little that training can show many. What it saw of a thing
 also corrects the thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the
-centre of what is left of it is elsewhere.
+centre of what is left of it is elsewhere. With `phrases` each thing is what one phrase of the caption names, and the
+last is the rest of the image (see `phrases`); the words are read anew, each phrase by itself.
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -21,6 +22,7 @@ centre of what is left of it is elsewhere.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,20 @@ from torch import Tensor, nn
 
 from mage_core.axial import sinusoids
 from mage_core.motion_anchor import CrossAttention
+from mage_core.phrases import PHRASES, PhraseUNet, phrases_of
 from mage_core.tokens import block_grid, split_ids
 from mage_core.unet import UNet
+
+
+@dataclass(frozen=True)
+class Language:
+    """What is to be known of captions to look for their phrases: sizes, and the ids of padding and of the word at which
+    a phrase begins (0: captions are not taken apart)."""
+
+    vocabulary_size: int
+    context_length: int
+    pad_id: int
+    separator: int
 
 
 class Advection(nn.Module):
@@ -39,7 +53,8 @@ class Advection(nn.Module):
     `patch` is a token's (channels, side in pixels), `reach` the longest displacement in pixels, `pixels` (groups k n)
     each code's pixels (`VQVAE.code_pixels`), which whoever makes the model fills in. Below, m counts displacements:
     -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens, and
-    `unet` the width of the U-Net that makes them, 0 where features of tokens do.
+    `unet` the width of the U-Net that makes them, 0 where features of tokens do. A `language` with a separator has each
+    phrase looked for by itself.
     """
 
     THINGS = 3    # that may move, each its own way
@@ -49,10 +64,13 @@ class Advection(nn.Module):
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
     TOLD = 64    # numbers by which a U-Net is told what to look for, of each thing
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
+    NAMED = (0.02, 0.2)   # with phrases that weight, and the one of the nats by which a caption's words are missed
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
-                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, head_width: int = 8):
+                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, head_width: int = 8,
+                 language: Language | None = None):
         super().__init__()
+        self.language = language if unet and language is not None and language.separator else None
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
         rows, columns = block_grid(groups, side)
         self.side, self.layout = side, {"gy": rows, "gx": columns, "c": channels, "y": side // rows,
@@ -70,11 +88,19 @@ class Advection(nn.Module):
         if not masks:
             return
         if unet:
-            self.unet = UNet(channels, unet, self.THINGS * self.TOLD, self.THINGS)
             self.things_asked = nn.Parameter(torch.randn(self.THINGS, width))
             self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
-            self.told, self.seen = nn.Linear(width, self.TOLD), nn.Linear(unet, width)
-            self.votes = nn.Linear(unet, 2 * self.THINGS)   # how far the centre of each thing is from what is seen
+            if self.language is None:
+                self.unet = UNet(channels, unet, self.THINGS * self.TOLD, self.THINGS)
+                self.told = nn.Linear(width, self.TOLD)
+            else:
+                self.unet = PhraseUNet(channels, unet, language.vocabulary_size)
+                self.word_vectors = nn.Embedding(language.vocabulary_size, width)
+                self.word_places = nn.Embedding(language.context_length, width)
+                self.meant = nn.LayerNorm(width)
+            self.seen = nn.Linear(unet, width)
+            # how far the centre of each thing is from what is seen, of a phrase by the same weights
+            self.votes = nn.Linear(unet, 2 * self.THINGS if self.language is None else 2)
             _fresh((self.votes, 0.0))
         else:
             self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
@@ -125,12 +151,22 @@ class Advection(nn.Module):
         (b t d) -> log chances of every displacement, at each time, of each thing (b t things m); what each thing is in
         the first frame (b things c H W).
 
-        A U-Net asks for the words (b l d) and their padding bias (b 1 1 l) in place of the anchor.
+        A U-Net asks for the words (b l d) and their padding bias (b 1 1 l) in place of the anchor, one of phrases for
+        the words' ids (b l) alone.
         """
+        return self.named(anchor, token_ids, times, words, bias)[:2]
+
+    def named(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor, words: Tensor | None = None,
+              bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`displacements`, and with phrases the logits of every word at each place (b v H/8 W/8)."""
         with torch.autocast(token_ids.device.type, enabled=False):
-            image = self.image(token_ids)
-            what, centres, things = (self._found(anchor.float(), image) if self.unet is None else
-                                     self._cut_out(words.float(), bias, image))
+            image, logits = self.image(token_ids), None
+            if self.language is not None:
+                what, centres, things, logits = self._named(words, image)
+            elif self.unet is not None:
+                what, centres, things = self._cut_out(words.float(), bias, image)
+            else:
+                what, centres, things = self._found(anchor.float(), image)
             told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
             times = self.when(times.float())[:, :, None]
             y = torch.cat([told.expand(-1, times.shape[1], -1, -1), times.expand(-1, -1, told.shape[2], -1)], -1)
@@ -139,7 +175,7 @@ class Advection(nn.Module):
             chances = self.chances(y)
             if self.masks:
                 chances = chances + self._by_place(self.places(y), centres)
-            return chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1)
+            return chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1), logits
 
     def _found(self, anchor: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the anchor (b h w d) of images (b c H W) looks: what is there (b things d), the centres (b things 2),
@@ -163,12 +199,36 @@ class Advection(nn.Module):
         asked = self.read(asked, self.words(words), bias)[:, 0]   # (b things d)
         features, masks = self.unet(image, self.told(asked).flatten(1))
         things = image[:, None] * masks[:, :, None]
+        seen, centres = self._looks(things, features[:, None])
+        votes = self.votes(seen).unflatten(-1, (self.THINGS, 2)).diagonal(dim1=1, dim2=2).mT   # each thing's own
+        return self.what(asked + self.seen(seen)), centres + votes, things
+
+    def _named(self, text_ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What each phrase of captions (b l) names in images (b c H W), and the rest of them: as `_found`, and the
+        logits of every word at each place."""
+        language = self.language
+        phrases, places = phrases_of(text_ids, language.separator, language.pad_id)
+        features, masks, logits = self.unet(image, text_ids, phrases)
+        things = image[:, None] * torch.cat([masks, (1 - masks).prod(1, keepdim=True)], 1)[:, :, None]
+        seen, centres = self._looks(things[:, :PHRASES], features)
+        rest = things[:, PHRASES:].abs().mean(2)
+        centres = torch.cat([centres + self.votes(seen), _centre(rest.sum(3), rest.sum(2))], 1)
+
+        everything = (text_ids != language.pad_id)[:, None]   # the rest is told all, as a phrase without words is
+        heard = torch.cat([torch.where(phrases.any(2, keepdim=True), phrases, everything), everything], 1)
+        bias = torch.zeros(heard.shape, device=image.device).masked_fill_(~heard, float("-inf"))[:, None]
+        words = self.words(self.word_vectors(text_ids) + self.word_places(places))
+        asked = self.meant(self.read(self.things_asked.expand(len(words), 1, -1, -1), words, bias)[:, 0])
+        return self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1))), centres, things, logits
+
+    def _looks(self, things: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of features (b k or 1 d H/2 W/2) over each thing (b k c H W) by its light (b k d), and the thing's
+        centre of mass (b k 2)."""
         mass = things.abs().mean(2)
         shares = F.avg_pool2d(mass, 2)
         shares = shares / shares.sum((2, 3), keepdim=True).clamp_min(1e-3)
-        seen = torch.einsum("bkyx,bdyx->bkd", shares, features)
-        votes = self.votes(seen).unflatten(-1, (self.THINGS, 2)).diagonal(dim1=1, dim2=2).mT   # each thing's own
-        return self.what(asked + self.seen(seen)), _centre(mass.sum(3), mass.sum(2)) + votes, things
+        seen = torch.einsum("bkyx,bkdyx->bkd", shares, features.expand(-1, shares.shape[1], -1, -1, -1))
+        return seen, _centre(mass.sum(3), mass.sum(2))
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
@@ -223,6 +283,16 @@ class Advection(nn.Module):
             found = (_sliding(down[..., None, :], things.shape[-2]) @ things.flip(-2)
                      + things.flip(-1) @ _sliding(across[..., None, :], things.shape[-1]).mT)
             return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
+
+    def error(self, misses: Tensor, picture: Tensor, logits: Tensor | None, text_ids: Tensor) -> Tensor:
+        """What is minimised: `misses` and the `picture_error`, each by its weight. With phrases also the words missed,
+        and as long as none of a phrase's words (b l) is known, little else."""
+        if logits is None:
+            return misses + self.PICTURE * picture
+        inside, _ = phrases_of(text_ids, self.language.separator, self.language.pad_id)
+        known = (inside * self.unet.skill()[text_ids][:, None]).amax(2).mean()
+        return ((0.1 + 0.9 * known) * (misses + self.NAMED[0] * picture)
+                + self.NAMED[1] * self.unet.word_loss(logits, text_ids))
 
     def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`pictures`, and the squared error of all of them together against the true frames' ids (b t h w): its sum

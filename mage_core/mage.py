@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mage_core import machine
-from mage_core.advection import Advection
+from mage_core.advection import Advection, Language
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
 from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, split_ids
@@ -29,7 +29,7 @@ from mage_core.unet import NORM_GROUPS, SHRINKS
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last twelve options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last thirteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
@@ -38,7 +38,8 @@ class MAGEConfig:
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
     pixels, with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as much as
     was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
-    width of a U-Net that cuts these parts out.
+    width of a U-Net that cuts these parts out, and `phrases` > 0 the id of the word at which a phrase of the caption
+    begins, each of which names one of them (see `phrases`).
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -74,6 +75,7 @@ class MAGEConfig:
     trust: float = 1.0
     masks: bool = False
     unet: int = 0
+    phrases: int = 0
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -123,6 +125,11 @@ class MAGEConfig:
             if self.unet % NORM_GROUPS or any(side % SHRINKS for side in sides):
                 raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: its width must "
                                  f"be a multiple of {NORM_GROUPS}, and so must their sides of {SHRINKS}")
+        if self.phrases and not (self.unet and 0 < self.phrases < self.vocabulary_size
+                                 and self.phrases != self.pad_id):
+            raise ValueError(f"MAGEConfig.phrases is {self.phrases}, unet {self.unet} and vocabulary_size "
+                             f"{self.vocabulary_size}: it must be 0, or the id of a word (not of padding, "
+                             f"{self.pad_id}) at which a phrase begins, and a U-Net looks for what it names")
 
     @property
     def hidden_id(self) -> int:
@@ -233,7 +240,9 @@ class MAGE(nn.Module):
         self.advection = Advection(width=config.width, codebook_size=config.codebook_size, groups=config.groups,
                                    patch=config.patch, reach=config.advection, masks=config.masks,
                                    grid=(config.rows, config.columns), unet=config.unet,
-                                   head_width=config.head_width) if config.advection else None
+                                   head_width=config.head_width,
+                                   language=Language(config.vocabulary_size, config.context_length, config.pad_id,
+                                                     config.phrases)) if config.advection else None
 
     # ---- training
 
@@ -325,12 +334,19 @@ class MAGE(nn.Module):
         W): see `Advection`. With `unet` the anchor is not asked. ValueError for a model without advection."""
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
+        return self._named(anchor, first_token_ids, text_ids, speed)[:2]
+
+    def _named(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
+               speed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`displacements`, and with phrases the logits of every word at each place (see `Advection.named`)."""
         steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
+        if self.config.phrases:
+            return self.advection.named(None, first_token_ids, times, text_ids)
         if self.config.unet:
-            return self.advection.displacements(None, first_token_ids, times, self.text_encoder(text_ids),
-                                                padding_bias(text_ids, self.config.pad_id))
-        return self.advection.displacements(self.generator.look(anchor, speed), first_token_ids, times)
+            return self.advection.named(None, first_token_ids, times, self.text_encoder(text_ids),
+                                        padding_bias(text_ids, self.config.pad_id))
+        return self.advection.named(self.generator.look(anchor, speed), first_token_ids, times)
 
     def _things(self, anchor: Tensor, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
                 likeliest: bool = False) -> Tensor | None:
@@ -354,14 +370,14 @@ class MAGE(nn.Module):
                 anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
             token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
             text_ids = torch.cat([text_ids, more_text])
-        chances, things = self.displacements(anchor, token_ids[:, 0], text_ids, speed)
+        chances, things, logits = self._named(anchor, token_ids[:, 0], text_ids, speed)
         chances, then = chances[:, :token_ids.shape[1] - 1], token_ids[:, 1:]
         loss = advection.misses(chances, advection.image(token_ids[:, 0]), then, dice)
         if not self.config.masks:
             return advection.things(chances[:count, frames].exp(), things[:count]), loss
         pictures, error = advection.picture_error(chances[:, frames].exp(), things, then[:, frames])
         # displacements and masks learn from their own losses alone, in which `more` clips have a part
-        return advection.cut_up(pictures[:count].detach()), loss + advection.PICTURE * error
+        return advection.cut_up(pictures[:count].detach()), advection.error(loss, error, logits, text_ids)
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
         """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
@@ -465,19 +481,31 @@ class MAGE(nn.Module):
         U-Net where the other has none among it. ValueError for models that differ in anything else.
         """
         check_start(self.config, other.config)
-        text, known = other.text_encoder, {word: number for number, word in enumerate(other_words)}
-        state = {name: tensor.to(self.text_encoder.words.device) for name, tensor in other.state_dict().items()}
-        vectors, places = self.text_encoder.words.clone(), self.text_encoder.positions.clone()
-        for number, word in enumerate(words):
-            if word in known:
-                vectors[number] = text.words[known[word]]
-        length = min(len(places), len(text.positions))
-        places[:length] = text.positions[:length]
-        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("advection.")}
-        theirs = {name: tensor for name, tensor in state.items()
-                  if not name.startswith("advection.") or name in own and tensor.shape == own[name].shape}
-        self.load_state_dict(own | theirs | {"text_encoder.words": vectors, "text_encoder.positions": places})
+        known = {word: number for number, word in enumerate(other_words)}
+        both = [(number, known[word]) for number, word in enumerate(words) if word in known]
+        own, theirs = self.state_dict(), {}
+        for name, tensor in other.state_dict().items():
+            part, stays = name.startswith("advection."), own.get(name)
+            if part and stays is None:
+                continue
+            tensor = tensor.to(self.visual_tokens.embedding.device)
+            if name in self.BY_WORD:
+                mixed = stays.clone()
+                for ours, its in both:
+                    mixed[ours] = tensor[its]
+                tensor = mixed
+            elif name in self.BY_PLACE:
+                length = min(len(stays), len(tensor))
+                tensor = torch.cat([tensor[:length], stays[length:]])
+            elif part and tensor.shape != stays.shape:
+                continue
+            theirs[name] = tensor
+        self.load_state_dict(own | theirs)
 
+    # what has a row for each word of the vocabulary, or for each place in a caption
+    BY_WORD = ("text_encoder.words", "advection.word_vectors.weight", "advection.unet.word.weight",
+               "advection.unet.word.bias", "advection.unet.share", "advection.unet.cost")
+    BY_PLACE = ("text_encoder.positions", "advection.word_places.weight")
     GAIN, SHARPNESS, COPY = 4.0, 3.0, 0.05
 
     @torch.no_grad()
@@ -572,6 +600,7 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
+    may_differ += ("phrases",) if config.phrases or not start.phrases else ()
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]
     if differing:

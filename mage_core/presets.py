@@ -70,6 +70,7 @@ class MAGERecipe:
     trust: float = 1.0           # in generation, of what is displaced (MAGEConfig)
     masks: bool = False          # each thing that is displaced is a part of the first image (MAGEConfig)
     unet: int = 0                # the width of a U-Net that cuts these parts out; 0: features of tokens do
+    phrases: str = ""            # the word at which a phrase begins, each of which names one of them; empty: one whole
     only: str = ""               # train nothing but this part of MAGE, such as "advection"; all of it where empty
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
 
@@ -231,7 +232,13 @@ def vqvae_config(recipe: VQVAERecipe, dataset) -> VQVAEConfig:
 
 
 def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1) -> MAGEConfig:
-    """The deterministic MAGE of a recipe for a dataset and tokens of so many codes and groups."""
+    """The deterministic MAGE of a recipe for a dataset and tokens of so many codes and groups.
+
+    ValueError where phrases are to begin at a word that no caption of the dataset has.
+    """
+    if recipe.phrases and recipe.phrases not in dataset.vocabulary:
+        raise ValueError(f"mage.phrases is {recipe.phrases!r}: it must be a word of the captions of {dataset.name}, such "
+                         "as 'and', or empty")
     return MAGEConfig(
         codebook_size=codebook_size, groups=groups, rows=16, columns=16, clip_length=dataset.clip_length,
         width=recipe.width, vocabulary_size=len(dataset.vocabulary), context_length=dataset.context_length,
@@ -242,6 +249,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         advection=recipe.advection, trust=recipe.trust if recipe.advection else 1.0,
         patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
         masks=recipe.masks and recipe.advection > 0, unet=recipe.unet if recipe.advection else 0,
+        phrases=dataset.vocabulary.index(recipe.phrases) if recipe.phrases and recipe.advection else 0,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 

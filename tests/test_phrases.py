@@ -1,0 +1,344 @@
+"""What a phrase names: words and phrases against Python's split, losses against NumPy, and MAGE with phrases."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Bernoulli
+
+from mage_core import weights
+from mage_core.clips import load_dataset
+from mage_core.mage import MAGE, MAGEConfig
+from mage_core.phrases import BatchNorm, PhraseUNet, phrases_of
+from mage_core.presets import changed, mage_config, preset, vqvae_config
+from mage_core.processes import Alone
+from mage_core.training import train
+from mage_core.vqvae import VQVAE
+
+AND, WORDS = 4, 9
+CONFIG = MAGEConfig(codebook_size=7, groups=4, rows=4, columns=6, clip_length=5, width=16, vocabulary_size=WORDS,
+                    context_length=8, head_width=8, axial_layers=3, text_layers=1, dropout=0.0, hidden_token=True,
+                    shift_attention=True, time_bias=True, intervals=(1.0, 2.0), advection=6, patch=(2, 4), masks=True,
+                    unet=8, phrases=AND)
+few = settings(max_examples=20, deadline=None)
+
+
+def unet(seed=0, **buffers):
+    """A `PhraseUNet` in use, with random weights and skilled in every word but where `buffers` say otherwise."""
+    torch.manual_seed(seed)
+    made = PhraseUNet(2, 8, WORDS).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        made.word.weight.mul_(20)
+    made.share.fill_(0.5)
+    for name, values in buffers.items():
+        getattr(made, name).copy_(values)
+    return made
+
+
+def model(config=CONFIG, seed=0):
+    torch.manual_seed(seed)
+    mage = MAGE(config).eval()
+    with torch.no_grad():
+        for parameter in mage.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+        mage.advection.pixels.uniform_()[:, 0] = 0
+        mage.advection.chances.weight.mul_(5)
+        mage.advection.unet.share.fill_(0.5)
+    return mage
+
+
+def sample(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    shape = 2, CONFIG.clip_length, CONFIG.rows, CONFIG.columns
+    ids = torch.randint(CONFIG.codebook_size ** CONFIG.groups, shape, generator=draw)
+    return ids, torch.tensor([[1, 2, 3, AND, 5, 6], [1, 7, 2, AND, 8, 3]]), torch.tensor([0.3, 0.7])
+
+
+# ---------------------------------------------------------------- captions
+
+@few
+@given(st.lists(st.lists(st.sampled_from([1, 2, 3, 5, 6, 7, 8]), min_size=1, max_size=4), min_size=1, max_size=3),
+       st.integers(0, 3))
+def test_a_caption_is_split_as_python_splits_it(phrases, padding):
+    sentence = f" {AND} ".join(" ".join(map(str, phrase)) for phrase in phrases)
+    ids = torch.tensor([[int(word) for word in sentence.split()] + [0] * padding])
+    inside, places = phrases_of(ids, AND, 0)
+    found = [[int(word) for word in ids[0][row]] for row in inside[0]]
+    expected = [[int(word) for word in part.split()] for part in sentence.split(f" {AND} ")]
+    assert found[0] == expected[0]
+    assert found[1] == ([AND, *expected[1]] if len(expected) > 1 else [])
+    length = len(ids[0]) - padding
+    starts = [place for place in range(length) if ids[0, place] == AND]
+    assert places[0, :length].tolist() == [place - max([s for s in starts if s <= place], default=0)
+                                           for place in range(length)]
+
+
+def test_batches_that_teach_nothing_leave_their_mark_on_no_statistics():
+    torch.manual_seed(0)
+    ours, theirs, x = BatchNorm(3), nn.BatchNorm2d(3), 2 + 3 * torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert torch.equal(ours.running_var, theirs.running_var) and not torch.equal(ours.running_mean, torch.zeros(3))
+    with torch.no_grad():   # a guess in the midst of training
+        guessed, before = ours(x), ours.running_mean.clone()
+    torch.testing.assert_close(guessed, theirs.eval()(x))
+    assert torch.equal(ours.running_mean, before)
+
+
+# ---------------------------------------------------------------- words
+
+def test_words_missed_are_cross_entropies_of_a_soft_maximum_over_places():
+    torch.manual_seed(0)
+    made, logits = unet(), 2 * torch.randn(3, WORDS, 2, 3)
+    text = torch.tensor([[1, 2, AND, 5, 0], [1, 1, AND, 8, 6], [3, 0, 0, 0, 0]])
+    likely = 1 / (1 + np.exp(made.POOLED) / np.exp(logits.double().numpy()).sum((2, 3)))
+    held = np.array([[word in caption for word in range(WORDS)] for caption in text.tolist()])
+    expected = -np.log(np.where(held, likely, 1 - likely)).sum(1).mean()
+    np.testing.assert_allclose(made.word_loss(logits, text), expected, rtol=1e-5)
+
+
+def test_a_words_skill_is_what_the_image_tells_beyond_its_share():
+    share, cost = torch.tensor([0.5, 0.1, 0.3, 0.2, 1.0, 0.0, 0.5, 0.7, 0.4]), torch.rand(WORDS) / 3
+    made = unet(share=share, cost=cost)
+    cost[1], cost[2] = 0.01, 5.0   # nearly all is told, and less than nothing
+    made.cost.copy_(cost)
+    expected = (2 * (1 - cost / Bernoulli(share).entropy() - made.LEAST)).clamp(0, 1)
+    expected[[4, 5]] = 0   # every caption has the one, none the other
+    torch.testing.assert_close(made.skill(), expected)
+    assert made.skill()[1] == 1 and made.skill()[2] == 0
+
+
+def test_skill_is_measured_in_training_alone_and_of_the_latest_steps():
+    torch.manual_seed(0)
+    made, texts = PhraseUNet(2, 8, WORDS), torch.tensor([[1, 2, AND, 5], [1, 2, AND, 6]])
+    logits = torch.randn(2, WORDS, 2, 3, requires_grad=True)
+    with torch.no_grad():
+        made.word_loss(logits, texts)
+    made.eval().word_loss(logits, texts)
+    assert made.steps == 0 and not made.share.any() and not made.skill().any()
+    made.train()
+    shares = []
+    for step in range(120):
+        made.word_loss(logits, texts if step < 60 else texts.flip(1) * 0 + 7)
+        shares.append(made.share[5].item())
+    assert shares[0] == shares[50] == 0.5, "a mean from the first step on"
+    np.testing.assert_allclose(shares[-1], 0.5 * made.KEPT ** 60, rtol=1e-4)
+    assert made.steps == 120
+
+
+# ---------------------------------------------------------------- masks
+
+@torch.no_grad()
+def test_the_same_phrases_in_another_order_cut_out_the_same_things():
+    made, images = unet(), torch.rand(1, 2, 16, 24)
+    there, back = torch.tensor([[1, 2, AND, 1, 3]]), torch.tensor([[1, 3, AND, 1, 2]])
+    made.share[AND] = 1.0   # the word between them names nothing
+    outs = [made(images, text, phrases_of(text, AND, 0)[0]) for text in (there, back)]
+    for first, second in zip(outs[0][:2], outs[1][:2]):
+        torch.testing.assert_close(first, second.flip(1))
+        assert not torch.allclose(first, first.flip(1), atol=1e-3)
+    assert outs[0][0].shape == (1, 2, 8, 8, 12) and outs[0][1].shape == (1, 2, 16, 24)
+    assert outs[0][2].shape == (1, WORDS, 2, 3) and torch.equal(outs[0][2], outs[1][2])
+
+
+@torch.no_grad()
+def test_words_without_skill_say_nothing_of_places():
+    made, images = unet(), torch.rand(1, 2, 16, 24)
+    made.cost[[6, 7]] = 1.0
+    texts = [torch.tensor([[1, 2, AND, 3, word]]) for word in (6, 7, 8)]
+    masks = [made(images, text, phrases_of(text, AND, 0)[0])[1] for text in texts]
+    assert torch.equal(masks[0], masks[1]) and not torch.allclose(masks[0], masks[2], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_mask_begins_where_its_own_words_are_likelier_than_the_others():
+    torch.manual_seed(0)
+    made, images = PhraseUNet(2, 8, WORDS).eval(), torch.rand(1, 2, 16, 24)
+    made.share.fill_(0.5)
+    nn.init.normal_(made.word.weight, std=1.0)
+    text = torch.tensor([[1, 2, AND, 3, 5]])
+    inside, _ = phrases_of(text, AND, 0)
+    _, masks, words = made(images, text, inside)
+    own = [sum(words[0, word] for word in phrase) for phrase in ((1, 2), (AND, 3, 5))]
+    by = torch.stack([own[0] - own[1], own[1] - own[0]]).clamp(-made.AT_MOST, made.AT_MOST)
+    assert by.std() > 0.1
+    torch.testing.assert_close(masks[0], F.interpolate(by[None], (16, 24), mode="bilinear")[0].sigmoid())
+
+
+# ---------------------------------------------------------------- displacements
+
+@torch.no_grad()
+def test_each_thing_hears_its_own_phrase_and_the_rest_all_of_them():
+    mage, (ids, text, speed) = model(), sample()
+    mage.advection.unet.cost.fill_(1.0)   # no word says anything of places
+    chances, things = mage.displacements(None, ids[:, 0], text, speed)
+    assert chances.shape == (2, 4, 3, 26) and things.shape == (2, 3, 2, 16, 24)
+    torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, 3))
+    image, masks = mage.advection.image(ids[:, 0])[:, None], []
+    masks = (things / image).masked_fill(image == 0, float("nan"))
+    torch.testing.assert_close(masks[:, 2], (1 - masks[:, 0]) * (1 - masks[:, 1]), equal_nan=True, atol=1e-4, rtol=0)
+    for place, heard in ((1, 0), (5, 1)):
+        words = text.clone()
+        words[:, place] = 7 if place == 5 else 8
+        others, parts = mage.displacements(None, ids[:, 0], words, speed)
+        torch.testing.assert_close(parts, things)
+        assert not torch.allclose(others[:, :, heard], chances[:, :, heard], atol=1e-2)
+        assert not torch.allclose(others[:, :, 2], chances[:, :, 2], atol=1e-2)
+        torch.testing.assert_close(others[:, :, 1 - heard], chances[:, :, 1 - heard])
+    padded = mage.displacements(None, ids[:, 0], F.pad(text, (0, 2)), speed)
+    torch.testing.assert_close(padded, (chances, things), atol=1e-5, rtol=1e-4)
+    slow, _ = mage.displacements(None, ids[:, 0], text, speed / 2)
+    assert not torch.allclose(slow, chances, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
+    mage, (ids, text, speed) = model(), sample()
+    made, told, seen = mage.advection, [], []
+    made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
+    made.votes.register_forward_hook(lambda layer, given, out: seen.append(out))
+    _, things = mage.displacements(None, ids[:, 0], text, speed)
+    mass = things.mean(2).double().numpy()
+    centres = np.stack([(mass * place).sum((2, 3)) / mass.sum((2, 3)) for place in np.indices(mass.shape[2:])], -1)
+    centres[:, :2] += seen[0].numpy()
+    assert seen[0].std() > 0.01
+    periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
+    np.testing.assert_allclose(told[0][..., :16], np.sin(2 * np.pi * centres[..., :1] / periods), atol=1e-3)
+    np.testing.assert_allclose(told[0][..., 48:], np.cos(2 * np.pi * centres[..., 1:] / periods), atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_caption_of_one_phrase_has_another_thing_that_hears_it_too():
+    mage, (ids, text, speed) = model(), sample()
+    text[:, 3] = 3   # no "and" any more
+    chances, things = mage.displacements(None, ids[:, 0], text, speed)
+    assert chances.isfinite().all() and things.isfinite().all()
+    text[:, 0] = 5
+    others, _ = mage.displacements(None, ids[:, 0], text, speed)
+    assert all(not torch.allclose(others[:, :, thing], chances[:, :, thing], atol=1e-2) for thing in range(3))
+
+
+def test_until_words_are_known_little_else_is_learned():
+    mage, (ids, text, speed) = model(), sample()
+    made, dice = mage.advection, torch.rand(2, 4, 4, 6)
+    _, _, logits = mage._named(None, ids[:, 0], text, speed)
+    words = made.unet.word_loss(logits, text)
+    chances, things = mage.displacements(None, ids[:, 0], text, speed)
+    misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
+    _, picture = made.picture_error(chances.exp(), things, ids[:, 1:])
+    for cost, known in ((torch.ones(WORDS), 0.0), (torch.where(torch.arange(WORDS) == 7, 0.0, 1.0), 0.25),
+                        (torch.zeros(WORDS), 1.0)):   # none, the 7 of one of four phrases, all
+        made.unet.cost.copy_(cost)
+        expected = (0.1 + 0.9 * known) * (misses + made.NAMED[0] * picture) + made.NAMED[1] * words
+        torch.testing.assert_close(made.error(misses, picture, logits, text), expected)
+    made.unet.cost.zero_()
+    out = mage(ids, text, speed, dice=dice)
+    torch.testing.assert_close(out.displacement_loss, made.error(misses, picture, logits, text))
+    out.displacement_loss.backward()
+    for part in (made.unet.word, made.unet.cut, made.word_vectors, made.word_places, made.votes, made.unet.down_2[0]):
+        assert part.weight.grad.any()
+
+
+def test_a_guess_in_training_changes_no_statistics():
+    mage, (ids, text, speed) = model().train(), sample()
+    before = {name: tensor.clone() for name, tensor in mage.named_buffers()}
+    mage.guess(ids, text, speed, torch.arange(4), 1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mage.named_buffers())
+    mage(ids, text, speed)
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in mage.named_buffers() if "running" in name)
+
+
+def test_what_words_an_image_shows_is_learned_in_seconds():
+    """Two of four glyphs in each image, a caption of both, and of a third thing that no image shows."""
+    torch.manual_seed(0)
+    draw, side = np.random.default_rng(0), 24
+    glyphs = np.zeros((4, 7, 7), np.float32)
+    glyphs[0, 3], glyphs[1, :, 3], glyphs[2, [0, -1]] = 1, 1, 1
+    glyphs[2, :, [0, -1]], glyphs[3, range(7), range(7)] = 1, 1
+    made = PhraseUNet(1, 16, WORDS)
+
+    def batch(count):
+        images, text = np.zeros((count, 1, side, side), np.float32), []
+        for image in images:
+            kinds, cells = draw.permutation(4)[:2], draw.permutation(4)[:2]
+            corners = np.stack([cells // 2, cells % 2], 1) * 12 + draw.integers(0, 6, (2, 2))
+            for kind, (y, x) in zip(kinds, corners):
+                image[0, y:y + 7, x:x + 7] = glyphs[kind]
+            text.append([1, 5 + kinds[0], AND, 5 + kinds[1], draw.integers(2, 4)])
+        return torch.from_numpy(images), torch.tensor(text)
+
+    optimiser = torch.optim.AdamW(made.parameters(), lr=5e-3)
+    for _ in range(200):
+        images, text = batch(32)
+        _, _, words = made(images, text, phrases_of(text, AND, 0)[0])
+        loss = made.word_loss(words, text)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert made.skill()[5:].min() > 0.5 and made.skill()[:5].max() < 0.1
+
+
+# ---------------------------------------------------------------- in the house
+
+def test_a_start_brings_each_word_to_its_own_number():
+    theirs, ours = model(seed=1), model(dataclasses.replace(CONFIG, phrases=2, context_length=10), seed=2)
+    kept = ours.advection.word_places.weight[8:].clone()
+    ours.start_from(theirs, "abecdfghx", "abcdefghi")
+    for module, other in ((ours, theirs),):
+        for name in ("advection.word_vectors.weight", "advection.unet.word.weight", "advection.unet.cost",
+                     "text_encoder.words"):
+            mine, its = module.state_dict()[name], other.state_dict()[name]
+            assert torch.equal(mine[[0, 1, 2, 3, 4, 5]], its[[0, 1, 4, 2, 3, 5]])
+    assert torch.equal(ours.advection.word_places.weight[:8], theirs.advection.word_places.weight)
+    assert torch.equal(ours.advection.word_places.weight[8:], kept)
+    plain = model(seed=3)
+    plain.start_from(MAGE(dataclasses.replace(CONFIG, phrases=0, unet=0)), "abcdefghi", "abcdefghi")
+    with pytest.raises(ValueError, match="phrases 4 for 0"):
+        MAGE(dataclasses.replace(CONFIG, phrases=0)).start_from(theirs, "abcdefghi", "abcdefghi")
+
+
+@pytest.mark.parametrize("precision", ["full", "half", "int8"])
+def test_weights_with_phrases_are_the_same_when_read_again(tmp_path, precision):
+    dataset, chosen = load_dataset("modified-mnist"), changed(preset("smoke", "modified-mnist"),
+                                                              ["mage.unet=8", "mage.phrases=and"])
+    config = mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups)
+    assert dataset.vocabulary[config.phrases] == "and"
+    torch.manual_seed(0)
+    mage, vqvae = MAGE(config), VQVAE(vqvae_config(chosen.vqvae, dataset))
+    mage.advection.unet.share.uniform_()
+    mage.advection.unet.steps += 3
+    made = weights.save(tmp_path / "made.safetensors", vqvae, mage, {"dataset": dataset.name, **dataset.about},
+                        precision=precision)
+    near = 0 if precision == "full" else 0.05
+    for name, tensor in mage.state_dict().items():
+        torch.testing.assert_close(made.mage.state_dict()[name], tensor, atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"phrases": 9}, "phrases is 9.*vocabulary_size 9"), ({"phrases": -1}, "phrases is -1"),
+    ({"unet": 0}, "phrases is 4, unet 0"), ({"pad_id": 4}, "not of padding, 4")])
+def test_phrases_that_cannot_be_are_told(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **fields)
+
+
+def test_a_word_that_no_caption_has_begins_no_phrase():
+    chosen = changed(preset("smoke", "double-mnist"), ["mage.phrases=while"])
+    with pytest.raises(ValueError, match="'while'.*captions of double-mnist"):
+        mage_config(chosen.mage, load_dataset("double-mnist"), 64, 1)
+
+
+def test_batches_are_shared_by_no_processes(tmp_path):
+    class Half(Alone):
+        index, count = 1, 2
+
+    chosen = changed(preset("smoke", "double-mnist"), ["mage.phrases=and"])
+    with pytest.raises(ValueError, match="'and', and 2 processes.*whole batches"):
+        train(load_dataset("double-mnist"), chosen, folder=tmp_path, device="cpu", team=Half())
+    assert not any(tmp_path.iterdir())
