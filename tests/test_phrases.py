@@ -148,6 +148,16 @@ def test_the_same_phrases_in_another_order_cut_out_the_same_things():
 
 
 @torch.no_grad()
+def test_each_image_of_a_batch_has_its_own_caption():
+    made, images, text = unet(), torch.rand(2, 2, 16, 24), torch.tensor([[1, 2, AND, 1, 3], [5, 6, 7, AND, 8]])
+    whole = made(images, text, phrases_of(text, AND, 0)[0])
+    for row in range(2):
+        alone = made(images[row:row + 1], text[row:row + 1], phrases_of(text[row:row + 1], AND, 0)[0])
+        for ours, its in zip(whole, alone):
+            torch.testing.assert_close(ours[row:row + 1], its, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_words_without_skill_say_nothing_of_places():
     made, images = unet(), torch.rand(1, 2, 16, 24)
     made.cost[[6, 7]] = 1.0
@@ -211,6 +221,11 @@ def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
     periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
     np.testing.assert_allclose(told[0][..., :16], np.sin(2 * np.pi * centres[..., :1] / periods), atol=1e-3)
     np.testing.assert_allclose(told[0][..., 48:], np.cos(2 * np.pi * centres[..., 1:] / periods), atol=1e-3)
+    before, _ = mage.displacements(None, ids[:, 0], text, speed)
+    made.seen.weight.zero_()   # what is seen of a thing says more than where it is, of all but the rest
+    after, _ = mage.displacements(None, ids[:, 0], text, speed)
+    for thing, same in enumerate((False, False, True)):
+        assert torch.allclose(after[:, :, thing], before[:, :, thing], atol=1e-3) == same
 
 
 @torch.no_grad()
