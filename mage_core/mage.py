@@ -334,10 +334,10 @@ class MAGE(nn.Module):
         W): see `Advection`. With `unet` the anchor is not asked. ValueError for a model without advection."""
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
-        return self._named(anchor, first_token_ids, text_ids, speed)[:2]
+        return self.named(anchor, first_token_ids, text_ids, speed)[:2]
 
-    def _named(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
-               speed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def named(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
+              speed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """`displacements`, and with phrases the logits of every word at each place (see `Advection.named`)."""
         steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
@@ -370,7 +370,7 @@ class MAGE(nn.Module):
                 anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
             token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
             text_ids = torch.cat([text_ids, more_text])
-        chances, things, logits = self._named(anchor, token_ids[:, 0], text_ids, speed)
+        chances, things, logits = self.named(anchor, token_ids[:, 0], text_ids, speed)
         chances, then = chances[:, :token_ids.shape[1] - 1], token_ids[:, 1:]
         loss = advection.misses(chances, advection.image(token_ids[:, 0]), then, dice)
         if not self.config.masks:

@@ -242,7 +242,7 @@ def test_a_caption_of_one_phrase_has_another_thing_that_hears_it_too():
 def test_until_words_are_known_little_else_is_learned():
     mage, (ids, text, speed) = model(), sample()
     made, dice = mage.advection, torch.rand(2, 4, 4, 6)
-    _, _, logits = mage._named(None, ids[:, 0], text, speed)
+    _, _, logits = mage.named(None, ids[:, 0], text, speed)
     words = made.unet.word_loss(logits, text)
     chances, things = mage.displacements(None, ids[:, 0], text, speed)
     misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
