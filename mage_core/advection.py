@@ -88,7 +88,8 @@ class Advection(nn.Module):
         if not masks:
             return
         if unet:
-            self.things_asked = nn.Parameter(torch.randn(self.THINGS, width))
+            # what is asked of a phrase's words, whichever it is, and of all for the rest
+            self.things_asked = nn.Parameter(torch.randn(self.THINGS if self.language is None else 2, width))
             self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
             if self.language is None:
                 self.unet = UNet(channels, unet, self.THINGS * self.TOLD, self.THINGS)
@@ -218,7 +219,8 @@ class Advection(nn.Module):
         heard = torch.cat([torch.where(phrases.any(2, keepdim=True), phrases, everything), everything], 1)
         bias = torch.zeros(heard.shape, device=image.device).masked_fill_(~heard, float("-inf"))[:, None]
         words = self.words(self.word_vectors(text_ids) + self.word_places(places))
-        asked = self.meant(self.read(self.things_asked.expand(len(words), 1, -1, -1), words, bias)[:, 0])
+        asked = self.things_asked[[0] * PHRASES + [1]].expand(len(words), 1, -1, -1)
+        asked = self.meant(self.read(asked, words, bias)[:, 0])
         return self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1))), centres, things, logits
 
     def _looks(self, things: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

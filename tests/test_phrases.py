@@ -208,6 +208,18 @@ def test_each_thing_hears_its_own_phrase_and_the_rest_all_of_them():
 
 
 @torch.no_grad()
+def test_what_one_phrase_says_another_says_as_well():
+    mage, (ids, _, speed) = model(), sample()
+    mage.advection.unet.cost.fill_(1.0)   # no word says anything of places
+    mage.advection.word_vectors.weight[1] = mage.advection.word_vectors.weight[AND]   # how a phrase begins
+    chances, things = mage.displacements(None, ids[:, 0], torch.tensor([[1, 2, 3, AND, 2, 3]] * 2), speed)
+    torch.testing.assert_close(things[:, 0], things[:, 1])
+    torch.testing.assert_close(chances[:, :, 0], chances[:, :, 1], atol=1e-4, rtol=1e-4)
+    chances, _ = mage.displacements(None, ids[:, 0], torch.tensor([[1, 2, 3, AND, 3, 2]] * 2), speed)
+    assert not torch.allclose(chances[:, :, 0], chances[:, :, 1], atol=1e-2)
+
+
+@torch.no_grad()
 def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
     mage, (ids, text, speed) = model(), sample()
     made, told, seen = mage.advection, [], []
