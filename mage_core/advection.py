@@ -9,11 +9,11 @@ the mean over all displacements; in a generated video it can be where it likelie
 
 With `masks` a thing is not all of the first image but what a mask of its own cuts out of it, and all things together,
 the brighter in front, make a picture that is on offer too: what two digits need, that cover one another. With `unet`
-they are cut out by a U-Net, which sees the first image itself and is told by the words what to look for; the motion
-anchor is then not asked, and a clip's displacements cost so little that training can show many. What it saw of a thing
-also corrects the thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the
-centre of what is left of it is elsewhere. With `phrases` each thing is what one phrase of the caption names, and the
-last is the rest of the image (see `phrases`); the words are read anew, each phrase by itself.
+each thing is what one phrase of the caption names, cut out by a U-Net that sees the first image itself, and the last is
+the rest of it (see `phrases`); the motion anchor is then not asked, the words are read anew, each phrase by itself, and
+a clip's displacements cost so little that training can show many. What the U-Net saw of a thing also corrects the
+thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the centre of what is
+left of it is elsewhere. The most of what all things are told is told to each: a video ends when its last thing rests.
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -33,13 +33,12 @@ from mage_core.axial import sinusoids
 from mage_core.motion_anchor import CrossAttention
 from mage_core.phrases import PHRASES, PhraseUNet, phrases_of
 from mage_core.tokens import block_grid, split_ids
-from mage_core.unet import UNet
 
 
 @dataclass(frozen=True)
 class Language:
     """What is to be known of captions to look for their phrases: sizes, and the ids of padding and of the word at which
-    a phrase begins (0: captions are not taken apart)."""
+    a phrase begins."""
 
     vocabulary_size: int
     context_length: int
@@ -53,8 +52,7 @@ class Advection(nn.Module):
     `patch` is a token's (channels, side in pixels), `reach` the longest displacement in pixels, `pixels` (groups k n)
     each code's pixels (`VQVAE.code_pixels`), which whoever makes the model fills in. Below, m counts displacements:
     -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens, and
-    `unet` the width of the U-Net that makes them, 0 where features of tokens do. A `language` with a separator has each
-    phrase looked for by itself.
+    `unet` the width of the U-Net that looks for the phrases of a `language`, 0 where features of tokens make masks.
     """
 
     THINGS = 3    # that may move, each its own way
@@ -62,15 +60,14 @@ class Advection(nn.Module):
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
-    TOLD = 64    # numbers by which a U-Net is told what to look for, of each thing
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
-    NAMED = (0.02, 0.2)   # with phrases that weight, and the one of the nats by which a caption's words are missed
+    NAMED = (0.02, 0.2)   # with `unet` that weight, and the one of the nats by which a caption's words are missed
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
                  masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, head_width: int = 8,
                  language: Language | None = None):
         super().__init__()
-        self.language = language if unet and language is not None and language.separator else None
+        self.language = language if unet else None
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
         rows, columns = block_grid(groups, side)
         self.side, self.layout = side, {"gy": rows, "gx": columns, "c": channels, "y": side // rows,
@@ -88,21 +85,15 @@ class Advection(nn.Module):
         if not masks:
             return
         if unet:
-            # what is asked of a phrase's words, whichever it is, and of all for the rest
-            self.things_asked = nn.Parameter(torch.randn(self.THINGS if self.language is None else 2, width))
+            self.things_asked = nn.Parameter(torch.randn(2, width))   # of a phrase's words, and of all for the rest
             self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
-            if self.language is None:
-                self.unet = UNet(channels, unet, self.THINGS * self.TOLD, self.THINGS)
-                self.told = nn.Linear(width, self.TOLD)
-            else:
-                self.unet = PhraseUNet(channels, unet, language.vocabulary_size)
-                self.word_vectors = nn.Embedding(language.vocabulary_size, width)
-                self.word_places = nn.Embedding(language.context_length, width)
-                self.meant = nn.LayerNorm(width)
-            self.seen = nn.Linear(unet, width)
-            # how far the centre of each thing is from what is seen, of a phrase by the same weights
-            self.votes = nn.Linear(unet, 2 * self.THINGS if self.language is None else 2)
-            _fresh((self.votes, 0.0))
+            self.unet = PhraseUNet(channels, unet, language.vocabulary_size)
+            self.word_vectors = nn.Embedding(language.vocabulary_size, width)
+            self.word_places = nn.Embedding(language.context_length, width)
+            self.meant, self.seen = nn.LayerNorm(width), nn.Linear(unet, width)
+            self.votes = nn.Linear(unet, 2)   # how far a thing's centre is from what is seen of it
+            self.told, self.others = nn.Linear(width + 2 * self.WAVES, width), nn.Linear(width, width)
+            _fresh((self.votes, 0.0), (self.others, 0.0))
         else:
             self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
             self.cut = nn.Linear(width, side * side)
@@ -146,26 +137,23 @@ class Advection(nn.Module):
 
     # ---- displacements
 
-    def displacements(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor, words: Tensor | None = None,
-                      bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def displacements(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor,
+                      text_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The motion anchor (b h w d), as the transformer has seen it, the first frame's ids (b h w), time positions
         (b t d) -> log chances of every displacement, at each time, of each thing (b t things m); what each thing is in
         the first frame (b things c H W).
 
-        A U-Net asks for the words (b l d) and their padding bias (b 1 1 l) in place of the anchor, one of phrases for
-        the words' ids (b l) alone.
+        With `unet` the captions' ids (b l) are asked for in place of the anchor.
         """
-        return self.named(anchor, token_ids, times, words, bias)[:2]
+        return self.named(anchor, token_ids, times, text_ids)[:2]
 
-    def named(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor, words: Tensor | None = None,
-              bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`displacements`, and with phrases the logits of every word at each place (b v H/8 W/8)."""
+    def named(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor,
+              text_ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`displacements`, and with `unet` the logits of every word at each place (b v H/8 W/8)."""
         with torch.autocast(token_ids.device.type, enabled=False):
             image, logits = self.image(token_ids), None
-            if self.language is not None:
-                what, centres, things, logits = self._named(words, image)
-            elif self.unet is not None:
-                what, centres, things = self._cut_out(words.float(), bias, image)
+            if self.unet is not None:
+                what, centres, things, logits = self._named(text_ids, image)
             else:
                 what, centres, things = self._found(anchor.float(), image)
             told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
@@ -194,16 +182,6 @@ class Advection(nn.Module):
             centres = _centre(mass.sum(3), mass.sum(2))
         return what, centres, things
 
-    def _cut_out(self, words: Tensor, bias: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the U-Net finds of the words (b l d) with padding bias (b 1 1 l) in images (b c H W): as `_found`."""
-        asked = self.things_asked.expand(len(words), 1, -1, -1)
-        asked = self.read(asked, self.words(words), bias)[:, 0]   # (b things d)
-        features, masks = self.unet(image, self.told(asked).flatten(1))
-        things = image[:, None] * masks[:, :, None]
-        seen, centres = self._looks(things, features[:, None])
-        votes = self.votes(seen).unflatten(-1, (self.THINGS, 2)).diagonal(dim1=1, dim2=2).mT   # each thing's own
-        return self.what(asked + self.seen(seen)), centres + votes, things
-
     def _named(self, text_ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What each phrase of captions (b l) names in images (b c H W), and the rest of them: as `_found`, and the
         logits of every word at each place."""
@@ -211,7 +189,7 @@ class Advection(nn.Module):
         phrases, places = phrases_of(text_ids, language.separator, language.pad_id)
         features, masks, logits = self.unet(image, text_ids, phrases)
         things = image[:, None] * torch.cat([masks, (1 - masks).prod(1, keepdim=True)], 1)[:, :, None]
-        seen, centres = self._looks(things[:, :PHRASES], features)
+        seen, centres = _looks(things[:, :PHRASES], features)
         rest = things[:, PHRASES:].abs().mean(2)
         centres = torch.cat([centres + self.votes(seen), _centre(rest.sum(3), rest.sum(2))], 1)
 
@@ -221,16 +199,9 @@ class Advection(nn.Module):
         words = self.words(self.word_vectors(text_ids) + self.word_places(places))
         asked = self.things_asked[[0] * PHRASES + [1]].expand(len(words), 1, -1, -1)
         asked = self.meant(self.read(asked, words, bias)[:, 0])
-        return self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1))), centres, things, logits
-
-    def _looks(self, things: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of features (b k or 1 d H/2 W/2) over each thing (b k c H W) by its light (b k d), and the thing's
-        centre of mass (b k 2)."""
-        mass = things.abs().mean(2)
-        shares = F.avg_pool2d(mass, 2)
-        shares = shares / shares.sum((2, 3), keepdim=True).clamp_min(1e-3)
-        seen = torch.einsum("bkyx,bkdyx->bkd", shares, features.expand(-1, shares.shape[1], -1, -1, -1))
-        return seen, _centre(mass.sum(3), mass.sum(2))
+        what = self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1)))
+        told = F.silu(self.told(torch.cat([what, _waves(centres, self.WAVES)], -1)))
+        return what + self.others(told.amax(1, keepdim=True)), centres, things, logits
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
@@ -287,7 +258,7 @@ class Advection(nn.Module):
             return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
 
     def error(self, misses: Tensor, picture: Tensor, logits: Tensor | None, text_ids: Tensor) -> Tensor:
-        """What is minimised: `misses` and the `picture_error`, each by its weight. With phrases also the words missed,
+        """What is minimised: `misses` and the `picture_error`, each by its weight. With `unet` also the words missed,
         and as long as none of a phrase's words (b l) is known, little else."""
         if logits is None:
             return misses + self.PICTURE * picture
@@ -341,6 +312,15 @@ def _centre(rows: Tensor, columns: Tensor) -> Tensor:
     places = [torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) for mass in (rows, columns)]
     return torch.stack([mass @ place / mass.sum(-1).clamp_min(1e-6)
                         for mass, place in zip((rows, columns), places)], -1)
+
+
+def _looks(things: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of features (b k d H/2 W/2) over each thing (b k c H W) by its light (b k d), and the thing's centre of
+    mass (b k 2)."""
+    mass = things.abs().mean(2)
+    shares = F.avg_pool2d(mass, 2)
+    shares = shares / shares.sum((2, 3), keepdim=True).clamp_min(1e-3)
+    return torch.einsum("bkyx,bkdyx->bkd", shares, features), _centre(mass.sum(3), mass.sum(2))
 
 
 def _waves(centres: Tensor, count: int) -> Tensor:

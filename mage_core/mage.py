@@ -21,8 +21,8 @@ from mage_core import machine
 from mage_core.advection import Advection, Language
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
+from mage_core.phrases import SHRINKS
 from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, split_ids
-from mage_core.unet import NORM_GROUPS, SHRINKS
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class MAGEConfig:
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
     pixels, with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as much as
     was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
-    width of a U-Net that cuts these parts out, and `phrases` > 0 the id of the word at which a phrase of the caption
-    begins, each of which names one of them (see `phrases`).
+    width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the word at which one
+    begins (see `phrases`).
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -117,19 +117,19 @@ class MAGEConfig:
             if not 0 < self.advection < side:
                 raise ValueError(f"MAGEConfig.advection is {self.advection}: it must be 0, for none, or less than the "
                                  f"{side} pixels of an image's side")
+        if bool(self.unet) != bool(self.phrases) or self.unet < 0 or not 0 <= self.phrases < self.vocabulary_size:
+            raise ValueError(f"MAGEConfig.unet is {self.unet} and phrases {self.phrases}: a U-Net of a width above 0 "
+                             "looks for what phrases name, each of which begins at a word, so that there must be both "
+                             f"or neither, and the word one of {self.vocabulary_size}")
         if self.unet:
-            if not (self.advection and self.masks):
-                raise ValueError(f"MAGEConfig.unet is {self.unet}, advection {self.advection} and masks {self.masks}: a "
-                                 "U-Net makes the masks of what is moved by pixels and needs both")
+            if not (self.advection and self.masks) or self.phrases == self.pad_id:
+                raise ValueError(f"MAGEConfig.unet is {self.unet}, advection {self.advection}, masks {self.masks} and "
+                                 f"phrases {self.phrases}: a U-Net makes the masks of what is moved by pixels and needs "
+                                 f"both, and padding ({self.pad_id}) begins no phrase")
             sides = (self.rows * self.patch[1], self.columns * self.patch[1])
-            if self.unet % NORM_GROUPS or any(side % SHRINKS for side in sides):
-                raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: its width must "
-                                 f"be a multiple of {NORM_GROUPS}, and so must their sides of {SHRINKS}")
-        if self.phrases and not (self.unet and 0 < self.phrases < self.vocabulary_size
-                                 and self.phrases != self.pad_id):
-            raise ValueError(f"MAGEConfig.phrases is {self.phrases}, unet {self.unet} and vocabulary_size "
-                             f"{self.vocabulary_size}: it must be 0, or the id of a word (not of padding, "
-                             f"{self.pad_id}) at which a phrase begins, and a U-Net looks for what it names")
+            if any(side % SHRINKS for side in sides):
+                raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: their sides "
+                                 f"must be multiples of {SHRINKS}")
 
     @property
     def hidden_id(self) -> int:
@@ -338,14 +338,11 @@ class MAGE(nn.Module):
 
     def named(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
               speed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`displacements`, and with phrases the logits of every word at each place (see `Advection.named`)."""
+        """`displacements`, and with `unet` the logits of every word at each place (b v H/8 W/8)."""
         steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
-        if self.config.phrases:
-            return self.advection.named(None, first_token_ids, times, text_ids)
         if self.config.unet:
-            return self.advection.named(None, first_token_ids, times, self.text_encoder(text_ids),
-                                        padding_bias(text_ids, self.config.pad_id))
+            return self.advection.named(None, first_token_ids, times, text_ids)
         return self.advection.named(self.generator.look(anchor, speed), first_token_ids, times)
 
     def _things(self, anchor: Tensor, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
@@ -600,7 +597,7 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
-    may_differ += ("phrases",) if config.phrases or not start.phrases else ()
+    may_differ += ("phrases",) if config.unet or not start.unet else ()   # a word has another id among other words
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]
     if differing:

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 PHRASES = 2   # of a caption, each of which names one thing
+SHRINKS = 8   # an image's sides are multiples of it
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -71,8 +72,8 @@ class PhraseUNet(nn.Module):
                                     convolution(2 * eighth, eighth))
         self.word = nn.Conv2d(eighth, vocabulary_size, 1)
         self.from_8, self.over_4 = nn.Conv2d(eighth + 2, quarter, 1), nn.Conv2d(eighth, quarter, 1)
-        self.up_4, self.over_2 = nn.Sequential(convolution(quarter, quarter), nn.Conv2d(quarter, half, 1)), \
-            nn.Conv2d(half, half, 1)
+        self.up_4 = nn.Sequential(convolution(quarter, quarter), nn.Conv2d(quarter, half, 1))
+        self.over_2 = nn.Conv2d(half, half, 1)
         self.up_2 = nn.Sequential(BatchNorm(half), nn.ReLU(), convolution(half, half))
         self.cut = nn.Conv2d(half, 4, 1)
         for name in ("share", "cost"):   # of the captions with a word, and nats that it costs
@@ -104,8 +105,8 @@ class PhraseUNet(nn.Module):
         return rearrange(features, "(b n) c h w -> b n c h w", n=count), (start + cut).sigmoid(), words
 
     def skill(self) -> Tensor:
-        """How well the image predicts each word (v,) in [0, 1]: 0 is no better than its share in captions, where all of
-        what that leaves open is told 2 would be, so that half is enough."""
+        """How well the image predicts each word (v,) in [0, 1]: 0 is no better than its share in captions, and 1 half of
+        what that leaves open, or more."""
         share = self.share.float().clamp(1e-3, 1 - 1e-3)
         open_ = -(share * share.log() + (1 - share) * (1 - share).log())
         gained = 2 * (1 - self.cost.float() / open_ - self.LEAST)

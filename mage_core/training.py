@@ -452,10 +452,9 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     folder.mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
-    if chosen.mage.phrases and team.count > 1:
-        raise ValueError(f"mage.phrases is {chosen.mage.phrases!r}, and {team.count} processes share the work: batch "
-                         "normalisation asks for whole batches, so train in one process, or without phrases "
-                         "(--set mage.phrases=)")
+    if chosen.mage.unet and team.count > 1:
+        raise ValueError(f"mage.unet is {chosen.mage.unet}, and {team.count} processes share the work: its batch "
+                         "normalisation asks for whole batches, so train in one process, or without (--set mage.unet=0)")
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")

@@ -43,7 +43,7 @@ def centre(image):
 
 
 MASKED = dataclasses.replace(CONFIG, masks=True)
-CUT_OUT = dataclasses.replace(MASKED, rows=4, columns=6, unet=8)
+CUT_OUT = dataclasses.replace(MASKED, rows=4, columns=6, unet=8, phrases=4)   # see test_phrases
 seeds = st.integers(0, 2 ** 32 - 1)
 few = settings(max_examples=10, deadline=None)
 
@@ -311,52 +311,6 @@ def test_cut_out_things_learn_from_displacements_alone():
 
 # ---------------------------------------------------------------- a U-Net
 
-def test_at_its_start_a_u_net_leaves_centres_as_they_are_and_can_learn_to_move_them():
-    made = part(masks=True, grid=(4, 6), unet=8, head_width=8)
-    with torch.no_grad():
-        made.places.weight.normal_()   # nothing hangs on a place yet
-    ids, words, bias = ids_of(made, (2, 5, 4, 6)), torch.randn(2, 6, 16), torch.zeros(2, 1, 1, 6)
-    _, centres, things = made._cut_out(words, bias, made.image(ids[:, 0]))
-    expected = torch.tensor(np.array([[centre(thing.mean(0).numpy()) for thing in clip] for clip in things.detach()]),
-                            dtype=torch.float32)
-    torch.testing.assert_close(centres, expected, atol=1e-3, rtol=0)
-    chances, _ = made.displacements(None, ids[:, 0], torch.randn(2, 4, 16), words, bias)
-    made.misses(chances, made.image(ids[:, 0]), ids[:, 1:]).backward()
-    assert made.votes.weight.grad.any()
-
-
-@torch.no_grad()
-def test_a_u_net_is_told_by_the_words_and_its_things_by_their_own_centres():
-    mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
-    made, told, votes, seen = mage.advection, [], [], []
-    made.unet.cut.weight.mul_(10)
-    made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
-    made.votes.register_forward_hook(lambda layer, given, out: votes.append((given[0], out.unflatten(-1, (3, 2)))))
-    made.unet.register_forward_hook(lambda layer, given, out: seen.append(out[0]))
-    chances, things = mage.displacements(None, ids[:, 0], text, speed)
-    assert chances.shape == (2, 4, 3, 26) and things.shape == (2, 3, 2, 16, 24)
-    torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, 3))
-    image = made.image(ids[:, 0])[:, None]
-    shares = (things / image)[image.expand_as(things) > 0]
-    assert shares.min() > 0 and shares.max() < 1 and shares.std() > 0.05
-    expected = torch.tensor(np.array([[centre(thing.mean(0).numpy()) for thing in clip] for clip in things]),
-                            dtype=torch.float32)
-    light = things.mean(2).unflatten(3, (12, 2)).unflatten(2, (8, 2)).mean((3, 5))   # of each thing, by 2 x 2 pixels
-    means = torch.einsum("bkyx,bdyx->bkd", light, seen[0]) / light.sum((2, 3))[..., None]
-    torch.testing.assert_close(votes[0][0], means)
-    own = torch.stack([votes[0][1][:, thing, thing] for thing in range(3)], 1)   # what is seen of a thing, told of it
-    assert own.abs().min() > 0.01 and own.std(1).min() > 0.01
-    torch.testing.assert_close(told[0], _waves(expected + own, 32), atol=1e-3, rtol=0)
-
-    for words in (text.flip(1), torch.cat([text[:, :5], 1 + text[:, 5:] % 8], 1)):
-        others = mage.displacements(None, ids[:, 0], words, speed)
-        assert not torch.allclose(others[0], chances, atol=1e-3) and not torch.allclose(others[1], things, atol=1e-3)
-    padded = mage.displacements(None, ids[:, 0], F.pad(text, (0, 2)), speed)
-    torch.testing.assert_close(padded, (chances, things), atol=1e-5, rtol=1e-4)
-    slow = mage.displacements(None, ids[:, 0], text, speed / 2)
-    assert torch.equal(slow[1], things) and not torch.allclose(slow[0], chances, atol=1e-3)
-
-
 def test_with_a_u_net_more_clips_cost_no_motion_anchor(monkeypatch):
     monkeypatch.setattr(Advection, "BLUR", 5.0)   # so that random displacements explain something
     mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
@@ -372,12 +326,12 @@ def test_with_a_u_net_more_clips_cost_no_motion_anchor(monkeypatch):
     torch.testing.assert_close(out.displacement_loss, whole.displacement_loss)
     others = mage(ids, torch.cat([text[:2], text[:1].expand(4, -1)]), speed, dice=dice)
     assert (others.displacement_loss - whole.displacement_loss).abs() > 1e-3, "each clip's own words"
-    parts = [mage.advection.unet.cut.weight, mage.advection.things_asked, mage.text_encoder.words]
+    parts = [mage.advection.unet.cut.weight, mage.advection.things_asked, mage.advection.word_vectors.weight]
     assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
 
 
 def test_a_start_without_a_u_net_gives_what_both_have():
-    theirs, ours = model(dataclasses.replace(CUT_OUT, unet=0), seed=1), model(CUT_OUT, seed=2)
+    theirs, ours = model(dataclasses.replace(CUT_OUT, unet=0, phrases=0), seed=1), model(CUT_OUT, seed=2)
     fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     ours.start_from(theirs, "abcdefghi", "abcdefghi")
     taken = {"advection." + name for name in ("pixels", "what.weight", "what.bias", "when.weight", "when.bias",
@@ -417,14 +371,6 @@ def test_training_clips_them_by_themselves(monkeypatch, tmp_path):
     training.train_mage(dataclasses.replace(chosen, pairs=2, watch_clips=1), dataset, vqvae, tmp_path, progress=False)
     mage = stages[0].parts["mage"]
     assert mage.config.unet and [id(p) for p in stages[0].apart] == [id(p) for p in mage.advection.taught_apart()]
-
-
-@pytest.mark.parametrize("fields, message", [
-    ({"masks": False}, "unet is 8.*masks False.*needs both"), ({"advection": 0}, "unet is 8, advection 0.*needs both"),
-    ({"unet": 12}, "unet is 12.*multiple of 8"), ({"rows": 3}, "unet is 8 for images of 12 x 24.*sides of 8")])
-def test_a_u_net_that_cannot_be_is_told(fields, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CUT_OUT, **fields)
 
 
 def test_masks_learn_to_tell_apart_two_things_that_move_apart():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import Bernoulli
 
 from mage_core import weights
+from mage_core.advection import Advection
 from mage_core.clips import load_dataset
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.phrases import BatchNorm, PhraseUNet, phrases_of
@@ -50,7 +51,9 @@ def model(config=CONFIG, seed=0):
             parameter.add_(0.15 * torch.randn_like(parameter))
         mage.advection.pixels.uniform_()[:, 0] = 0
         mage.advection.chances.weight.mul_(5)
-        mage.advection.unet.share.fill_(0.5)
+        if mage.advection.unet is not None:
+            mage.advection.unet.share.fill_(0.5)
+            mage.advection.others.weight.zero_()   # what things tell each other has a test of its own
     return mage
 
 
@@ -220,6 +223,25 @@ def test_what_one_phrase_says_another_says_as_well():
 
 
 @torch.no_grad()
+def test_things_tell_each_other_what_is_most():
+    mage, (ids, text, speed) = model(), sample()
+    made, parts = mage.advection, []
+    made.told.register_forward_hook(lambda layer, given, out: parts.append((given[0], out)))
+    made.layers[0].register_forward_hook(lambda layer, given, out: parts.append(given[0][:, 0]))
+    nothing, _ = mage.displacements(None, ids[:, 0], text, speed)
+    made.others.weight.normal_(std=0.3)
+    chances, _ = mage.displacements(None, ids[:, 0], text, speed)
+    (given, told), heard = parts[2], parts[3]
+    assert given.shape == (2, 3, 80) and torch.equal(given[..., 16:], heard[..., 16:80]), "what, and where"
+    most = np.max([F.silu(told[:, thing]).numpy() for thing in range(3)], 0)
+    expected = given[..., :16].numpy() + (most @ made.others.weight.numpy().T + made.others.bias.numpy())[:, None]
+    np.testing.assert_allclose(heard[..., :16], expected, atol=1e-4)
+    assert not torch.allclose(chances, nothing, atol=1e-2)
+    assert not Advection(width=16, codebook_size=7, groups=4, patch=(2, 4), reach=6, masks=True, grid=(4, 6), unet=8,
+                         language=made.language).others.weight.any(), "at its start nothing"
+
+
+@torch.no_grad()
 def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
     mage, (ids, text, speed) = model(), sample()
     made, told, seen = mage.advection, [], []
@@ -268,7 +290,7 @@ def test_until_words_are_known_little_else_is_learned():
     out = mage(ids, text, speed, dice=dice)
     torch.testing.assert_close(out.displacement_loss, made.error(misses, picture, logits, text))
     out.displacement_loss.backward()
-    for part in (made.unet.word, made.unet.cut, made.word_vectors, made.word_places, made.votes, made.unet.down_2[0]):
+    for part in (made.unet.word, made.unet.cut, made.word_vectors, made.word_places, made.votes, made.others, made.unet.down_2[0]):
         assert part.weight.grad.any()
 
 
@@ -325,15 +347,16 @@ def test_a_start_brings_each_word_to_its_own_number():
     assert torch.equal(ours.advection.word_places.weight[:8], theirs.advection.word_places.weight)
     assert torch.equal(ours.advection.word_places.weight[8:], kept)
     plain = model(seed=3)
-    plain.start_from(MAGE(dataclasses.replace(CONFIG, phrases=0, unet=0)), "abcdefghi", "abcdefghi")
-    with pytest.raises(ValueError, match="phrases 4 for 0"):
-        MAGE(dataclasses.replace(CONFIG, phrases=0)).start_from(theirs, "abcdefghi", "abcdefghi")
+    without = MAGE(dataclasses.replace(CONFIG, phrases=0, unet=0))
+    plain.start_from(without, "abcdefghi", "abcdefghi")
+    with pytest.raises(ValueError, match="unet 8 for 0, phrases 4 for 0"):
+        without.start_from(theirs, "abcdefghi", "abcdefghi")
 
 
 @pytest.mark.parametrize("precision", ["full", "half", "int8"])
 def test_weights_with_phrases_are_the_same_when_read_again(tmp_path, precision):
     dataset, chosen = load_dataset("modified-mnist"), changed(preset("smoke", "modified-mnist"),
-                                                              ["mage.unet=8", "mage.phrases=and"])
+                                                              ["mage.unet=8"])
     config = mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups)
     assert dataset.vocabulary[config.phrases] == "and"
     torch.manual_seed(0)
@@ -348,15 +371,17 @@ def test_weights_with_phrases_are_the_same_when_read_again(tmp_path, precision):
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"phrases": 9}, "phrases is 9.*vocabulary_size 9"), ({"phrases": -1}, "phrases is -1"),
-    ({"unet": 0}, "phrases is 4, unet 0"), ({"pad_id": 4}, "not of padding, 4")])
+    ({"phrases": 9}, "phrases 9.* one of 9"), ({"phrases": -1}, "phrases -1"), ({"phrases": 0}, "both or neither"),
+    ({"unet": 0}, "unet is 0 and phrases 4"), ({"pad_id": 4}, "padding \\(4\\) begins no phrase"),
+    ({"masks": False}, "unet is 8.*masks False.*needs both"), ({"advection": 0}, "unet is 8, advection 0.*needs both"),
+    ({"rows": 3}, "unet is 8 for images of 12 x 24.*multiples of 8")])
 def test_phrases_that_cannot_be_are_told(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **fields)
 
 
 def test_a_word_that_no_caption_has_begins_no_phrase():
-    chosen = changed(preset("smoke", "double-mnist"), ["mage.phrases=while"])
+    chosen = changed(preset("smoke", "double-mnist"), ["mage.unet=8", "mage.phrases=while"])
     with pytest.raises(ValueError, match="'while'.*captions of double-mnist"):
         mage_config(chosen.mage, load_dataset("double-mnist"), 64, 1)
 
@@ -365,7 +390,7 @@ def test_batches_are_shared_by_no_processes(tmp_path):
     class Half(Alone):
         index, count = 1, 2
 
-    chosen = changed(preset("smoke", "double-mnist"), ["mage.phrases=and"])
-    with pytest.raises(ValueError, match="'and', and 2 processes.*whole batches"):
+    chosen = changed(preset("smoke", "double-mnist"), ["mage.unet=8"])
+    with pytest.raises(ValueError, match="mage.unet is 8, and 2 processes.*whole batches"):
         train(load_dataset("double-mnist"), chosen, folder=tmp_path, device="cpu", team=Half())
     assert not any(tmp_path.iterdir())
