@@ -153,7 +153,7 @@ class Advection(nn.Module):
         with torch.autocast(token_ids.device.type, enabled=False):
             image, logits = self.image(token_ids), None
             if self.unet is not None:
-                what, centres, things, logits = self._named(text_ids, image)
+                what, centres, things, logits = self._cut_out(text_ids, image)
             else:
                 what, centres, things = self._found(anchor.float(), image)
             told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
@@ -182,7 +182,7 @@ class Advection(nn.Module):
             centres = _centre(mass.sum(3), mass.sum(2))
         return what, centres, things
 
-    def _named(self, text_ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _cut_out(self, text_ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What each phrase of captions (b l) names in images (b c H W), and the rest of them: as `_found`, and the
         logits of every word at each place."""
         language = self.language

@@ -332,13 +332,13 @@ class MAGE(nn.Module):
         """The motion anchor (b h w d), the first frame's ids (b h w), caption ids (b l), speed (b,) -> log chances of
         where the things that move are in frames 2 to T, (b T-1 things m), and what each is in the first, (b things c H
         W): see `Advection`. With `unet` the anchor is not asked. ValueError for a model without advection."""
-        if self.advection is None:
-            raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
         return self.named(anchor, first_token_ids, text_ids, speed)[:2]
 
     def named(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
               speed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """`displacements`, and with `unet` the logits of every word at each place (b v H/8 W/8)."""
+        if self.advection is None:
+            raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
         steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
         if self.config.unet:

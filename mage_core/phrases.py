@@ -1,9 +1,9 @@
 """A U-Net that cuts out of an image what each phrase of its caption names (an option of advection; not in the paper).
 
-    first image ──► 1/2 ──► 1/4 ──► 1/8 ──► logits of every word at each place ──► the phrase's words, added up
-                     │       │       ▼                                                │
-         masks ◄─── 1/2 ◄── 1/4 ◄── 1/8 ◄─────────────────────────────────────────────┤
-           └──────────────────────────────────────────────────────────────────────────┘
+    first image ──► 1/2 ──► 1/4 ──► 1/8 ──► logits of every word at each place
+                     │       │       │                   │ a phrase's words, added up
+                     ▼       ▼       ▼                   ▼
+         masks ◄─── 1/2 ◄── 1/4 ◄── 1/8 ◄── where they are likely, and where the others' are
 
 Which part of an image a word means is learned from images and captions alone: a word that the caption holds is likely
 at some place, any other at none (weakly supervised localisation, Oquab et al. 2015). Words that the image does not tell,

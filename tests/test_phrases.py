@@ -51,9 +51,8 @@ def model(config=CONFIG, seed=0):
             parameter.add_(0.15 * torch.randn_like(parameter))
         mage.advection.pixels.uniform_()[:, 0] = 0
         mage.advection.chances.weight.mul_(5)
-        if mage.advection.unet is not None:
-            mage.advection.unet.share.fill_(0.5)
-            mage.advection.others.weight.zero_()   # what things tell each other has a test of its own
+        mage.advection.unet.share.fill_(0.5)
+        mage.advection.others.weight.zero_()   # what things tell each other has a test of its own
     return mage
 
 
