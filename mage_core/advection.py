@@ -13,7 +13,9 @@ each thing is what one phrase of the caption names, cut out by a U-Net that sees
 the rest of it (see `phrases`); the motion anchor is then not asked, the words are read anew, each phrase by itself, and
 a clip's displacements cost so little that training can show many. What the U-Net saw of a thing also corrects the
 thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the centre of what is
-left of it is elsewhere. The most of what all things are told is told to each: a video ends when its last thing rests.
+left of it is elsewhere. A video of Modified Moving MNIST ends when its last digit rests, and which of its frames a clip
+shows hangs on that: there each thing also says when it comes to rest, and where it is in a clip is a mean over all
+lengths that the video may have.
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +49,25 @@ class Language:
     separator: int
 
 
+class Displaced(NamedTuple):
+    """Where things are: log `chances` of every displacement, at each time, of each thing (b t things m), and what the
+    `things` are in the first frame (b things c H W). With a U-Net the logits of all `words` at each place (b v H/8
+    W/8); with `longest` the log chances that the video ends after 1, 2 ... frames (b longest)."""
+
+    chances: Tensor
+    things: Tensor
+    words: Tensor | None = None
+    endings: Tensor | None = None
+
+
 class Advection(nn.Module):
     """Displacements from the motion anchor, and logits of codes from what is displaced.
 
     `patch` is a token's (channels, side in pixels), `reach` the longest displacement in pixels, `pixels` (groups k n)
     each code's pixels (`VQVAE.code_pixels`), which whoever makes the model fills in. Below, m counts displacements:
     -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens, and
-    `unet` the width of the U-Net that looks for the phrases of a `language`, 0 where features of tokens make masks.
+    `unet` the width of the U-Net that looks for the phrases of a `language`, 0 where features of tokens make masks;
+    `longest` > 0 are the most frames of a video, where it is asked how many one has.
     """
 
     THINGS = 3    # that may move, each its own way
@@ -61,11 +76,14 @@ class Advection(nn.Module):
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
-    NAMED = (0.02, 0.2)   # with `unet` that weight, and the one of the nats by which a caption's words are missed
+    ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
+    TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
+    ANY = 1e-3     # the chance that a video ends anywhere
+    NAMED = (0.05, 0.2)   # with `unet` that weight, and the one of the nats by which a caption's words are missed
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
-                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, head_width: int = 8,
-                 language: Language | None = None):
+                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, longest: int = 0,
+                 head_width: int = 8, language: Language | None = None):
         super().__init__()
         self.language = language if unet else None
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
@@ -81,7 +99,7 @@ class Advection(nn.Module):
         self.shown = nn.Linear(width, groups * (self.THINGS + 1))   # nothing of these, or one of the things
         self.sure = nn.Linear(width, 1)
         _fresh((self.where, width ** -0.5), (self.shown, 0.1 * width ** -0.5), (self.chances, 0.0), (self.sure, 0.0))
-        self.unet = None
+        self.unet, self.ends = None, None
         if not masks:
             return
         if unet:
@@ -92,8 +110,11 @@ class Advection(nn.Module):
             self.word_places = nn.Embedding(language.context_length, width)
             self.meant, self.seen = nn.LayerNorm(width), nn.Linear(unet, width)
             self.votes = nn.Linear(unet, 2)   # how far a thing's centre is from what is seen of it
-            self.told, self.others = nn.Linear(width + 2 * self.WAVES, width), nn.Linear(width, width)
-            _fresh((self.votes, 0.0), (self.others, 0.0))
+            _fresh((self.votes, 0.0))
+            if longest:
+                self.ends = nn.Sequential(nn.Linear(width + 2 * self.WAVES, width), nn.SiLU(), nn.Linear(width, width),
+                                          nn.SiLU(), nn.Linear(width, longest))
+                _fresh((self.ends[-1], 0.0))
         else:
             self.key, self.query = nn.Linear(width, width), nn.Linear(width + 2 * self.WAVES, width)
             self.cut = nn.Linear(width, side * side)
@@ -138,25 +159,20 @@ class Advection(nn.Module):
     # ---- displacements
 
     def displacements(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor,
-                      text_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                      text_ids: Tensor | None = None) -> Displaced:
         """The motion anchor (b h w d), as the transformer has seen it, the first frame's ids (b h w), time positions
-        (b t d) -> log chances of every displacement, at each time, of each thing (b t things m); what each thing is in
-        the first frame (b things c H W).
-
-        With `unet` the captions' ids (b l) are asked for in place of the anchor.
-        """
-        return self.named(anchor, token_ids, times, text_ids)[:2]
-
-    def named(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor,
-              text_ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`displacements`, and with `unet` the logits of every word at each place (b v H/8 W/8)."""
+        (b t d) -> where things are at each time. With `unet` the captions' ids (b l) are asked for in place of the
+        anchor."""
         with torch.autocast(token_ids.device.type, enabled=False):
-            image, logits = self.image(token_ids), None
+            image, words, endings = self.image(token_ids), None, None
             if self.unet is not None:
-                what, centres, things, logits = self._cut_out(text_ids, image)
+                what, centres, things, words = self._cut_out(text_ids, image)
             else:
                 what, centres, things = self._found(anchor.float(), image)
-            told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
+            told = torch.cat([what, _waves(centres, self.WAVES)], -1)
+            if self.ends is not None:
+                endings = self._endings(told[:, :PHRASES])
+            told = told[:, None]
             times = self.when(times.float())[:, :, None]
             y = torch.cat([told.expand(-1, times.shape[1], -1, -1), times.expand(-1, -1, told.shape[2], -1)], -1)
             for layer in self.layers:
@@ -164,7 +180,24 @@ class Advection(nn.Module):
             chances = self.chances(y)
             if self.masks:
                 chances = chances + self._by_place(self.places(y), centres)
-            return chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1), logits
+            return Displaced(chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1), words, endings)
+
+    def _endings(self, told: Tensor) -> Tensor:
+        """What is told of things that may move (b things e) -> log chances of how many frames a video has (b longest):
+        each thing comes to rest in one of them, by itself, and the last of them ends it."""
+        over = self.ends(told).softmax(-1).cumsum(-1).prod(1)
+        ends_here = over.diff(dim=1, prepend=torch.zeros_like(over[:, :1]))
+        return ((1 - self.ANY) * ends_here.clamp_min(0) + self.ANY / over.shape[1]).log()
+
+    @staticmethod
+    def mixed(displaced: Displaced, frames: Tensor) -> Displaced:
+        """Displacements in every frame of a video (b longest things m), frames (b longest t) of the video that a clip
+        shows, if that has 1, 2 ... `longest` frames -> displacements at each time of the clip (b t things m)."""
+        lengths = displaced.endings.softmax(1)[:, :, None].expand(frames.shape)
+        shares = torch.zeros(len(frames), frames.shape[2], frames.shape[1], device=frames.device)
+        shares = shares.scatter_add(2, frames.mT, lengths.mT)   # of a frame at a time
+        chances = torch.einsum("btf,bfkm->btkm", shares, displaced.chances.exp())
+        return displaced._replace(chances=chances.clamp_min(1e-30).log())
 
     def _found(self, anchor: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the anchor (b h w d) of images (b c H W) looks: what is there (b things d), the centres (b things 2),
@@ -199,9 +232,7 @@ class Advection(nn.Module):
         words = self.words(self.word_vectors(text_ids) + self.word_places(places))
         asked = self.things_asked[[0] * PHRASES + [1]].expand(len(words), 1, -1, -1)
         asked = self.meant(self.read(asked, words, bias)[:, 0])
-        what = self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1)))
-        told = F.silu(self.told(torch.cat([what, _waves(centres, self.WAVES)], -1)))
-        return what + self.others(told.amax(1, keepdim=True)), centres, things, logits
+        return self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1))), centres, things, logits
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
@@ -257,22 +288,44 @@ class Advection(nn.Module):
                      + things.flip(-1) @ _sliding(across[..., None, :], things.shape[-1]).mT)
             return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
 
-    def error(self, misses: Tensor, picture: Tensor, logits: Tensor | None, text_ids: Tensor) -> Tensor:
+    def error(self, misses: Tensor, picture: Tensor, displaced: Displaced, text_ids: Tensor,
+              lengths: Tensor | None) -> Tensor:
         """What is minimised: `misses` and the `picture_error`, each by its weight. With `unet` also the words missed,
-        and as long as none of a phrase's words (b l) is known, little else."""
-        if logits is None:
+        and as long as none of a phrase's words (b l) is known, little else; where it is asked how many frames a video
+        has (b,), the nats by which that is missed."""
+        if displaced.words is None:
             return misses + self.PICTURE * picture
+        if displaced.endings is not None:
+            misses = misses + self.ENDING * F.nll_loss(displaced.endings, lengths - 1)
         inside, _ = phrases_of(text_ids, self.language.separator, self.language.pad_id)
         known = (inside * self.unet.skill()[text_ids][:, None]).amax(2).mean()
         return ((0.1 + 0.9 * known) * (misses + self.NAMED[0] * picture)
-                + self.NAMED[1] * self.unet.word_loss(logits, text_ids))
+                + self.NAMED[1] * self.unet.word_loss(displaced.words, text_ids))
 
     def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`pictures`, and the squared error of all of them together against the true frames' ids (b t h w): its sum
         over a frame's pixels, the mean over frames."""
         found = self.pictures(chances, things)
         truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
-        return found, (found[:, :, -1] - truth).square().flatten(2).sum(2).mean()
+        seen = found if self.unet is None else self.pictures(self.explained(chances, things, truth), things)
+        return found, (seen[:, :, -1] - truth).square().flatten(2).sum(2).mean()
+
+    @torch.no_grad()
+    def explained(self, chances: Tensor, things: Tensor, truth: Tensor) -> Tensor:
+        """Chances of displacements (b t things m) once it is seen where the things (b things c H W) then are in the
+        true frames (b t c H W), of the `TRIED` that were likeliest: a thing can be covered, but nothing is darker than
+        it (the expectation step of Dempster, Laird and Rubin 1977)."""
+        chances, rest = chances.split([PHRASES, chances.shape[2] - PHRASES], 2)   # what no phrase names stays as it is
+        reach, things, (b, _, count) = self.reach, things[:, :PHRASES], chances.shape[:3]
+        likely, tried = chances.clamp_min(1e-9).log().topk(min(self.TRIED, chances.shape[-1]), -1)
+        far, axis = tried % (2 * reach + 1) - reach, tried // (2 * reach + 1)
+        windows = F.pad(things, 4 * (reach,)).unfold(3, things.shape[3], 1).unfold(4, things.shape[4], 1)
+        clip, thing = (torch.arange(size, device=things.device) for size in (b, count))
+        moved = windows[clip[:, None, None, None], thing[:, None], :, reach - far * (axis == 0),
+                        reach - far * (axis == 1)]   # (b t things tried c H W)
+        over = (moved - truth[:, :, None, None]).relu().square().flatten(4).sum(4)
+        likely = (likely - over / (2 * self.SLACK ** 2)).softmax(-1)
+        return torch.cat([torch.zeros_like(chances).scatter(-1, tried, likely), rest], 2)
 
     def cut_up(self, images: Tensor) -> Tensor:
         """Images (b t k c H W) -> their tokens' pixels (b t h w k p), block by block."""

@@ -527,5 +527,9 @@ class AxialTransformer(nn.Module):
             passed = steps * (low + speed[:, None].float() * (high - low))
         else:   # step i asks for frame i of the clip, counted from 0
             passed = sampled_frames(self.video_length, speed, self.intervals, self.clip_length)[:, steps].float()
-        waves = sinusoids(passed / low, self.WAVES, 1.5, 60.0)
-        return positions + self.source_time(waves.to(self.source_time.weight.dtype))[:, :, None, None]
+        return positions + self.passed(passed)[:, :, None, None]
+
+    def passed(self, frames: Tensor) -> Tensor:
+        """What time positions say of the frames (b t) of a video that have passed: (b t d). Only with `intervals`."""
+        waves = sinusoids(frames / self.intervals[0], self.WAVES, 1.5, 60.0)
+        return self.source_time(waves.to(self.source_time.weight.dtype))

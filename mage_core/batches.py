@@ -89,13 +89,16 @@ def training_batch(clips: Clips, mage: MAGE, recipe: MAGERecipe, seed: int, step
         weight = None if weight is None else weight * team.count
     part = team.part(size)
     looks = more = None
+    lengths = clips.source.lengths[samples[part]]
     if recipe.advection:
         looks = torch.rand(ids[:, 1:].shape, generator=dice, device=device)[part]
         if recipe.more_anchors:   # an anchor costs little beside a clip
             others, some = recipe.more_anchors, team.part(recipe.more_anchors)
-            more = clips.batch(draw.integers(pairs, size=others)[some], draw.random(others).clip(1e-6, 1 - 1e-6)[some])
+            also = draw.integers(pairs, size=others)[some]
+            more = clips.batch(also, draw.random(others).clip(1e-6, 1 - 1e-6)[some])
             asked = torch.rand((others, *ids[0, 1:].shape), generator=dice, device=device)
             looks = torch.cat([looks, asked[some]])
+            lengths = np.append(lengths, clips.source.lengths[also])
     ids, given, text, speed = ids[part], given[part], text[part], speed[part]
     predict, weight = (None if chosen is None else chosen[part] for chosen in (predict, weight))
     own = own[(own >= part.start) & (own < part.stop)] - part.start if team.count > 1 else own
@@ -103,7 +106,8 @@ def training_batch(clips: Clips, mage: MAGE, recipe: MAGERecipe, seed: int, step
         rows = sent(own, device)
         given[rows] = guessed(ids[rows], text[rows], speed[rows], mage, frames, guess)
     return {"token_ids": given, "text_ids": text, "speed": speed, "target_ids": ids, "frames": kept,
-            "predict": predict, "weight": weight, "dice": looks, "more": more}
+            "predict": predict, "weight": weight, "dice": looks, "more": more,
+            "lengths": sent(lengths, device) if mage.config.longest else None}
 
 
 def _own(recipe: MAGERecipe, step: int, draw: np.random.Generator, fixed: bool) -> np.ndarray:

@@ -59,11 +59,11 @@ class Dataset(Protocol):
     """What the rest of the house asks of a dataset: `MovingMNIST`, `CaterGen` and `VideoFolder` all have it.
 
     `name` says how captions read; `image_size` (pixels), `channels`, `interval` (frames from one sampled frame to the
-    next at speed 0 and 1), `clip_length` and `video_length` (the frames of every whole video, None where they differ)
-    say what a clip is; `sizes` the number of samples of each split, beyond which `spec` goes on where the dataset is
-    `endless`. `content` tells apart what frames are made of (it is part of every cache's name), `source` is a short
-    word of it for the names of runs, and `about` is what a card tells of it. `vocabulary` and `context_length` are
-    those of `encode`.
+    next at speed 0 and 1), `clip_length`, `video_length` (the frames of every whole video, None where they differ) and
+    `longest` (the most that one has) say what a clip is; `sizes` the number of samples of each split, beyond which
+    `spec` goes on where the dataset is `endless`. `content` tells apart what frames are made of (it is part of every
+    cache's name), `source` is a short word of it for the names of runs, and `about` is what a card tells of it.
+    `vocabulary` and `context_length` are those of `encode`.
     """
 
     name: str
@@ -75,6 +75,8 @@ class Dataset(Protocol):
 
     @property
     def video_length(self) -> int | None: ...
+    @property
+    def longest(self) -> int: ...
     @property
     def sizes(self) -> dict[str, int]: ...
     @property

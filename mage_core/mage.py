@@ -18,8 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mage_core import machine
-from mage_core.advection import Advection, Language
-from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sinusoids
+from mage_core.advection import Advection, Displaced, Language
+from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sampled_frames, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
 from mage_core.phrases import SHRINKS
 from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, split_ids
@@ -29,7 +29,7 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last thirteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last fourteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
@@ -39,7 +39,8 @@ class MAGEConfig:
     pixels, with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as much as
     was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
     width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the word at which one
-    begins (see `phrases`).
+    begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ and it is asked
+    when the things that a caption names come to rest.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -76,6 +77,7 @@ class MAGEConfig:
     masks: bool = False
     unet: int = 0
     phrases: int = 0
+    longest: int = 0
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -130,6 +132,10 @@ class MAGEConfig:
             if any(side % SHRINKS for side in sides):
                 raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: their sides "
                                  f"must be multiples of {SHRINKS}")
+        if self.longest and (self.longest < 2 or not self.unet or self.intervals is None or self.video_length):
+            raise ValueError(f"MAGEConfig.longest is {self.longest}, unet {self.unet}, intervals {self.intervals} and "
+                             f"video_length {self.video_length}: how many frames a video has is asked of what phrases "
+                             "name, so that it needs a U-Net, intervals, 2 frames or more, and no one length of all")
 
     @property
     def hidden_id(self) -> int:
@@ -239,7 +245,7 @@ class MAGE(nn.Module):
                                           shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
         self.advection = Advection(width=config.width, codebook_size=config.codebook_size, groups=config.groups,
                                    patch=config.patch, reach=config.advection, masks=config.masks,
-                                   grid=(config.rows, config.columns), unet=config.unet,
+                                   grid=(config.rows, config.columns), unet=config.unet, longest=config.longest,
                                    head_width=config.head_width,
                                    language=Language(config.vocabulary_size, config.context_length, config.pad_id,
                                                      config.phrases)) if config.advection else None
@@ -249,7 +255,7 @@ class MAGE(nn.Module):
     def forward(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, *, target_ids: Tensor | None = None,
                 frames: Tensor | None = None, predict: Tensor | None = None, weight: Tensor | None = None,
                 posterior_noise: Tensor | None = None, dice: Tensor | None = None,
-                more: tuple[Tensor, Tensor, Tensor] | None = None) -> MAGEOutput:
+                more: tuple[Tensor, Tensor, Tensor] | None = None, lengths: Tensor | None = None) -> MAGEOutput:
         """Teacher forcing: token ids (b t h w), caption ids (b l) padded with `pad_id`, speed (b,) -> losses, logits.
 
         `target_ids` (b t h w) are the true ones where `token_ids` were corrupted on purpose. `frames` (s,), rising from
@@ -258,7 +264,8 @@ class MAGE(nn.Module):
         token's loss instead, all of them being summed: shapes then depend on nothing that was drawn. `posterior_noise`
         (b c h w), drawn where not given, is the standard normal noise of a stochastic model. With `advection`, `more`
         are clips (token ids, text ids, speed) of which displacements alone are learned, and `dice` is that of
-        `Advection.misses`, for all clips. ValueError for shapes that do not fit.
+        `Advection.misses`, for all clips; with `longest`, `lengths` are the numbers of frames of their videos.
+        ValueError for shapes that do not fit.
         """
         config = self.config
         self._check(token_ids, text_ids, speed, posterior_noise)
@@ -285,7 +292,7 @@ class MAGE(nn.Module):
         things, displacement_loss = None, torch.zeros_like(kl_loss)
         if self.advection is not None:
             things, displacement_loss = self._learn_displacements(anchor, target_ids, text_ids, speed, frames, dice,
-                                                                  more)
+                                                                  more, lengths)
             things = things if places is None else things.flatten(0, 3).index_select(0, places)
         logits = self._logits(features, things)
         prediction_loss = token_loss(logits.reshape(-1, config.codebook_size), self._codes(targets).flatten(),
@@ -327,23 +334,26 @@ class MAGE(nn.Module):
         things = self._things(anchor, token_ids[:, 0], text_ids, speed)
         return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
-    def displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
-                      speed: Tensor) -> tuple[Tensor, Tensor]:
-        """The motion anchor (b h w d), the first frame's ids (b h w), caption ids (b l), speed (b,) -> log chances of
-        where the things that move are in frames 2 to T, (b T-1 things m), and what each is in the first, (b things c H
-        W): see `Advection`. With `unet` the anchor is not asked. ValueError for a model without advection."""
-        return self.named(anchor, first_token_ids, text_ids, speed)[:2]
-
-    def named(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor,
-              speed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`displacements`, and with `unet` the logits of every word at each place (b v H/8 W/8)."""
+    def displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor,
+                      lengths: Tensor | None = None) -> Displaced:
+        """The motion anchor (b h w d), the first frame's ids (b h w), caption ids (b l), speed (b,) -> where the things
+        that move are in frames 2 to T. With `unet` the anchor is not asked. With `longest`, and no `lengths` (b,) of
+        videos given, displacements are the mean over all that they may have. ValueError for a model without
+        advection."""
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
         steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
+        if longest := self.config.longest:
+            b, every = len(speed), torch.arange(longest, device=speed.device)
+            asked = (every + 1).repeat(b) if lengths is None else lengths
+            frames = sampled_frames(asked, speed.repeat_interleave(len(asked) // b), self.config.intervals,
+                                    self.config.clip_length)[:, steps]
+            times = self.generator.passed(frames if lengths is not None else every.expand(b, -1))
+            displaced = self.advection.displacements(None, first_token_ids, times, text_ids)
+            return displaced if lengths is not None else self.advection.mixed(displaced, frames.unflatten(0, (b, -1)))
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
-        if self.config.unet:
-            return self.advection.named(None, first_token_ids, times, text_ids)
-        return self.advection.named(self.generator.look(anchor, speed), first_token_ids, times)
+        anchor = None if self.config.unet else self.generator.look(anchor, speed)
+        return self.advection.displacements(anchor, first_token_ids, times, text_ids)
 
     def _things(self, anchor: Tensor, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
                 likeliest: bool = False) -> Tensor | None:
@@ -351,12 +361,13 @@ class MAGE(nn.Module):
         without advection."""
         if self.advection is None:
             return None
-        chances, things = self.displacements(anchor, first_token_ids, text_ids, speed)
+        chances, things, *_ = self.displacements(anchor, first_token_ids, text_ids, speed)
         chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).float() if likeliest else chances.exp()
         return self.advection.things(chances, things)
 
     def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, text_ids: Tensor, speed: Tensor, frames: Tensor,
-                             dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+                             dice: Tensor | None, more: tuple[Tensor, Tensor, Tensor] | None,
+                             lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """`_things` of clips (b t h w) in the frames after `frames`, and the displacement loss of these clips and
         `more`."""
         count, advection = len(token_ids), self.advection
@@ -367,14 +378,20 @@ class MAGE(nn.Module):
                 anchor = torch.cat([anchor, self.anchor(first, more_text, more_speed)])
             token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
             text_ids = torch.cat([text_ids, more_text])
-        chances, things, logits = self.named(anchor, token_ids[:, 0], text_ids, speed)
-        chances, then = chances[:, :token_ids.shape[1] - 1], token_ids[:, 1:]
+        if self.config.longest and (lengths is None or len(lengths) != len(speed)):
+            raise ValueError(f"{'no' if lengths is None else len(lengths)} lengths of videos are given for {len(speed)} "
+                             "clips: this model learns how many frames each has, so give them all")
+        displaced = self.displacements(anchor, token_ids[:, 0], text_ids, speed,
+                                       lengths if self.config.longest else None)
+        chances, things = displaced.chances[:, :token_ids.shape[1] - 1], displaced.things
+        then = token_ids[:, 1:]
         loss = advection.misses(chances, advection.image(token_ids[:, 0]), then, dice)
         if not self.config.masks:
             return advection.things(chances[:count, frames].exp(), things[:count]), loss
         pictures, error = advection.picture_error(chances[:, frames].exp(), things, then[:, frames])
         # displacements and masks learn from their own losses alone, in which `more` clips have a part
-        return advection.cut_up(pictures[:count].detach()), advection.error(loss, error, logits, text_ids)
+        return advection.cut_up(pictures[:count].detach()), advection.error(loss, error, displaced, text_ids,
+                                                                                 lengths)
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
         """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
@@ -597,6 +614,7 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
+    may_differ += () if start.longest else ("longest",)
     may_differ += ("phrases",) if config.unet or not start.unet else ()   # a word has another id among other words
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours
                  if name not in may_differ and ours[name] != theirs[name]]

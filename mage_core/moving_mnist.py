@@ -131,6 +131,11 @@ class MovingMNIST(captions.Spoken):
         return recipe.most_frames if recipe.bounces < 0 else None
 
     @property
+    def longest(self) -> int:
+        """The most frames that a video has."""
+        return _recipe(self.name).most_frames
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The paper's number of pairs in each split; `spec` goes on beyond it."""
         return dict(zip(("train", "test"), _recipe(self.name).sizes))

@@ -251,6 +251,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
         masks=recipe.masks and recipe.advection > 0, unet=unet,
         phrases=dataset.vocabulary.index(recipe.phrases) if unet else 0,
+        longest=dataset.longest if unet and recipe.shifts and dataset.video_length is None else 0,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 
 

@@ -129,7 +129,7 @@ def test_chances_are_a_distribution_and_follow_what_is_looked_at():
     made = part()
     torch.nn.init.normal_(made.chances.weight, std=0.3)
     anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 3, 5)), torch.randn(2, 4, 16)
-    chances, things = made.displacements(anchor, ids, times)
+    chances, things, *_ = made.displacements(anchor, ids, times)
     assert torch.equal(things, made.image(ids)[:, None].expand(-1, made.THINGS, -1, -1, -1))
     assert chances.shape == (2, 4, made.THINGS, 2 * (2 * REACH + 1))
     torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, made.THINGS))
@@ -228,7 +228,7 @@ def test_a_row_of_chances_as_a_matrix_shifts_what_is_reversed(seed, by):
 def test_a_mask_cuts_a_thing_out_of_the_first_image_and_all_together_are_the_brightest():
     made = masked()
     anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 3, 5)), torch.randn(2, 4, 16)
-    chances, things = made.displacements(anchor, ids, times)
+    chances, things, *_ = made.displacements(anchor, ids, times)
     image = made.image(ids)
     shares = (things / image[:, None])[image[:, None].expand_as(things) > 0]
     assert shares.min() > 0 and shares.max() < 1 and shares.std() > 0.01
@@ -243,8 +243,8 @@ def test_a_mask_cuts_a_thing_out_of_the_first_image_and_all_together_are_the_bri
     for parameter in made.places.parameters():
         parameter.zero_()
     plain.load_state_dict({name: tensor for name, tensor in made.state_dict().items() if name in plain.state_dict()})
-    chances, things = made.displacements(anchor, ids, times)
-    _, whole = plain.displacements(anchor, ids, times)
+    chances, things, *_ = made.displacements(anchor, ids, times)
+    _, whole, *_ = plain.displacements(anchor, ids, times)
     assert torch.equal(things, whole)
     torch.testing.assert_close(made.things(chances.exp(), things)[..., :-1, :], plain.things(chances.exp(), whole))
 
@@ -254,7 +254,7 @@ def test_a_cut_out_thing_is_told_by_its_own_centre():
     made, told = masked(), []
     made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][0, 0, :, 16:80]))
     made.cut.weight.mul_(10)
-    _, things = made.displacements(torch.randn(1, 3, 5, 16), ids_of(made, (1, 3, 5)), torch.randn(1, 1, 16))
+    _, things, *_ = made.displacements(torch.randn(1, 3, 5, 16), ids_of(made, (1, 3, 5)), torch.randn(1, 1, 16))
     expected = torch.tensor(np.array([centre(thing.mean(0).numpy()) for thing in things[0]]), dtype=torch.float32)
     torch.testing.assert_close(told[0], _waves(expected, 32), atol=1e-3, rtol=0)
     assert expected.std(0).min() > 0.02
@@ -278,7 +278,7 @@ def test_a_place_that_is_known_is_a_displacement_from_the_centre():
 def test_the_error_of_the_picture_is_its_squared_distance_and_moves_masks():
     made = masked()
     anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 5, 3, 5)), torch.randn(2, 4, 16)
-    chances, things = made.displacements(anchor, ids[:, 0], times)
+    chances, things, *_ = made.displacements(anchor, ids[:, 0], times)
     shown, error = made.picture_error(chances.exp(), things, ids[:, 1:])
     assert torch.equal(shown, made.pictures(chances.exp(), things))
     apart = (made.cut_up(shown)[..., -1, :] - made.patches(ids[:, 1:])).square().sum((2, 3, 4))
@@ -293,7 +293,7 @@ def test_cut_out_things_learn_from_displacements_alone():
     parts = [mage.advection.cut.weight, mage.advection.chances.weight]
     dice = torch.rand(ids[:, 1:].shape)
     out = mage(ids, text, speed, dice=dice)
-    chances, things = mage.displacements(out.motion_anchor, ids[:, 0], text, speed)
+    chances, things, *_ = mage.displacements(out.motion_anchor, ids[:, 0], text, speed)
     made = mage.advection
     misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
     _, error = made.picture_error(chances.exp(), things, ids[:, 1:])
@@ -460,7 +460,7 @@ def test_in_generation_a_thing_can_be_where_it_likeliest_is():
     mage, (ids, text, speed) = model(), sample()
     first = ids[:, 0]
     anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
-    chances, _ = mage.displacements(anchor, first, text, speed)
+    chances, *_ = mage.displacements(anchor, first, text, speed)
     things = mage._things(anchor, first, text, speed, likeliest=True)
     assert things.shape == (2, 4, 3, 5, 3, 32) and len(chances.argmax(-1).unique()) > 3
     image, layout = mage.advection.image(first), mage.advection.layout

@@ -94,7 +94,8 @@ def test_a_written_folder_reads_back(written, mode):
         assert read.caption(spec) == drawn.caption(own)
         assert read.length(spec) == 31 and 0 < spec.speed < 1 and spec == read.spec(split, index)
     specs = [read.spec("train", 1), read.spec("train", 0)]
-    assert read.lengths(specs).tolist() == [31, 31] and read.video_length == drawn.video_length == 31
+    assert read.lengths(specs).tolist() == [31, 31]
+    assert read.video_length == drawn.video_length == 31 == read.longest == drawn.longest
     clips = read.clips(specs, np.array([[0, 4, 30], [3, 3, 0]]))
     assert clips.shape == (2, 3, 64, 64, 3) and (clips[1, 0] == clips[1, 1]).all()
     truth = drawn.clips([drawn.spec("train", 1, 5)], np.array([[0, 4, 30]]))[0]

@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli
 
 from mage_core import weights
 from mage_core.advection import Advection
-from mage_core.clips import load_dataset
+from mage_core.clips import frame_indices, load_dataset
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.phrases import BatchNorm, PhraseUNet, phrases_of
 from mage_core.presets import changed, mage_config, preset, vqvae_config
@@ -52,7 +52,6 @@ def model(config=CONFIG, seed=0):
         mage.advection.pixels.uniform_()[:, 0] = 0
         mage.advection.chances.weight.mul_(5)
         mage.advection.unet.share.fill_(0.5)
-        mage.advection.others.weight.zero_()   # what things tell each other has a test of its own
     return mage
 
 
@@ -189,7 +188,7 @@ def test_a_mask_begins_where_its_own_words_are_likelier_than_the_others():
 def test_each_thing_hears_its_own_phrase_and_the_rest_all_of_them():
     mage, (ids, text, speed) = model(), sample()
     mage.advection.unet.cost.fill_(1.0)   # no word says anything of places
-    chances, things = mage.displacements(None, ids[:, 0], text, speed)
+    chances, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
     assert chances.shape == (2, 4, 3, 26) and things.shape == (2, 3, 2, 16, 24)
     torch.testing.assert_close(chances.exp().sum(-1), torch.ones(2, 4, 3))
     image, masks = mage.advection.image(ids[:, 0])[:, None], []
@@ -198,14 +197,14 @@ def test_each_thing_hears_its_own_phrase_and_the_rest_all_of_them():
     for place, heard in ((1, 0), (5, 1)):
         words = text.clone()
         words[:, place] = 7 if place == 5 else 8
-        others, parts = mage.displacements(None, ids[:, 0], words, speed)
+        others, parts, *_ = mage.displacements(None, ids[:, 0], words, speed)
         torch.testing.assert_close(parts, things)
         assert not torch.allclose(others[:, :, heard], chances[:, :, heard], atol=1e-2)
         assert not torch.allclose(others[:, :, 2], chances[:, :, 2], atol=1e-2)
         torch.testing.assert_close(others[:, :, 1 - heard], chances[:, :, 1 - heard])
     padded = mage.displacements(None, ids[:, 0], F.pad(text, (0, 2)), speed)
-    torch.testing.assert_close(padded, (chances, things), atol=1e-5, rtol=1e-4)
-    slow, _ = mage.displacements(None, ids[:, 0], text, speed / 2)
+    torch.testing.assert_close(padded[:2], (chances, things), atol=1e-5, rtol=1e-4)
+    slow, *_ = mage.displacements(None, ids[:, 0], text, speed / 2)
     assert not torch.allclose(slow, chances, atol=1e-3)
 
 
@@ -214,30 +213,11 @@ def test_what_one_phrase_says_another_says_as_well():
     mage, (ids, _, speed) = model(), sample()
     mage.advection.unet.cost.fill_(1.0)   # no word says anything of places
     mage.advection.word_vectors.weight[1] = mage.advection.word_vectors.weight[AND]   # how a phrase begins
-    chances, things = mage.displacements(None, ids[:, 0], torch.tensor([[1, 2, 3, AND, 2, 3]] * 2), speed)
+    chances, things, *_ = mage.displacements(None, ids[:, 0], torch.tensor([[1, 2, 3, AND, 2, 3]] * 2), speed)
     torch.testing.assert_close(things[:, 0], things[:, 1])
     torch.testing.assert_close(chances[:, :, 0], chances[:, :, 1], atol=1e-4, rtol=1e-4)
-    chances, _ = mage.displacements(None, ids[:, 0], torch.tensor([[1, 2, 3, AND, 3, 2]] * 2), speed)
+    chances, *_ = mage.displacements(None, ids[:, 0], torch.tensor([[1, 2, 3, AND, 3, 2]] * 2), speed)
     assert not torch.allclose(chances[:, :, 0], chances[:, :, 1], atol=1e-2)
-
-
-@torch.no_grad()
-def test_things_tell_each_other_what_is_most():
-    mage, (ids, text, speed) = model(), sample()
-    made, parts = mage.advection, []
-    made.told.register_forward_hook(lambda layer, given, out: parts.append((given[0], out)))
-    made.layers[0].register_forward_hook(lambda layer, given, out: parts.append(given[0][:, 0]))
-    nothing, _ = mage.displacements(None, ids[:, 0], text, speed)
-    made.others.weight.normal_(std=0.3)
-    chances, _ = mage.displacements(None, ids[:, 0], text, speed)
-    (given, told), heard = parts[2], parts[3]
-    assert given.shape == (2, 3, 80) and torch.equal(given[..., 16:], heard[..., 16:80]), "what, and where"
-    most = np.max([F.silu(told[:, thing]).numpy() for thing in range(3)], 0)
-    expected = given[..., :16].numpy() + (most @ made.others.weight.numpy().T + made.others.bias.numpy())[:, None]
-    np.testing.assert_allclose(heard[..., :16], expected, atol=1e-4)
-    assert not torch.allclose(chances, nothing, atol=1e-2)
-    assert not Advection(width=16, codebook_size=7, groups=4, patch=(2, 4), reach=6, masks=True, grid=(4, 6), unet=8,
-                         language=made.language).others.weight.any(), "at its start nothing"
 
 
 @torch.no_grad()
@@ -246,7 +226,7 @@ def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
     made, told, seen = mage.advection, [], []
     made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
     made.votes.register_forward_hook(lambda layer, given, out: seen.append(out))
-    _, things = mage.displacements(None, ids[:, 0], text, speed)
+    _, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
     mass = things.mean(2).double().numpy()
     centres = np.stack([(mass * place).sum((2, 3)) / mass.sum((2, 3)) for place in np.indices(mass.shape[2:])], -1)
     centres[:, :2] += seen[0].numpy()
@@ -254,9 +234,9 @@ def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
     periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
     np.testing.assert_allclose(told[0][..., :16], np.sin(2 * np.pi * centres[..., :1] / periods), atol=1e-3)
     np.testing.assert_allclose(told[0][..., 48:], np.cos(2 * np.pi * centres[..., 1:] / periods), atol=1e-3)
-    before, _ = mage.displacements(None, ids[:, 0], text, speed)
+    before, *_ = mage.displacements(None, ids[:, 0], text, speed)
     made.seen.weight.zero_()   # what is seen of a thing says more than where it is, of all but the rest
-    after, _ = mage.displacements(None, ids[:, 0], text, speed)
+    after, *_ = mage.displacements(None, ids[:, 0], text, speed)
     for thing, same in enumerate((False, False, True)):
         assert torch.allclose(after[:, :, thing], before[:, :, thing], atol=1e-3) == same
 
@@ -265,31 +245,32 @@ def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
 def test_a_caption_of_one_phrase_has_another_thing_that_hears_it_too():
     mage, (ids, text, speed) = model(), sample()
     text[:, 3] = 3   # no "and" any more
-    chances, things = mage.displacements(None, ids[:, 0], text, speed)
+    chances, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
     assert chances.isfinite().all() and things.isfinite().all()
     text[:, 0] = 5
-    others, _ = mage.displacements(None, ids[:, 0], text, speed)
+    others, *_ = mage.displacements(None, ids[:, 0], text, speed)
     assert all(not torch.allclose(others[:, :, thing], chances[:, :, thing], atol=1e-2) for thing in range(3))
 
 
 def test_until_words_are_known_little_else_is_learned():
     mage, (ids, text, speed) = model(), sample()
     made, dice = mage.advection, torch.rand(2, 4, 4, 6)
-    _, _, logits = mage.named(None, ids[:, 0], text, speed)
+    displaced = mage.displacements(None, ids[:, 0], text, speed)
+    chances, things, logits, endings = displaced
+    assert endings is None
     words = made.unet.word_loss(logits, text)
-    chances, things = mage.displacements(None, ids[:, 0], text, speed)
     misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
     _, picture = made.picture_error(chances.exp(), things, ids[:, 1:])
     for cost, known in ((torch.ones(WORDS), 0.0), (torch.where(torch.arange(WORDS) == 7, 0.0, 1.0), 0.25),
                         (torch.zeros(WORDS), 1.0)):   # none, the 7 of one of four phrases, all
         made.unet.cost.copy_(cost)
         expected = (0.1 + 0.9 * known) * (misses + made.NAMED[0] * picture) + made.NAMED[1] * words
-        torch.testing.assert_close(made.error(misses, picture, logits, text), expected)
+        torch.testing.assert_close(made.error(misses, picture, displaced, text, None), expected)
     made.unet.cost.zero_()
     out = mage(ids, text, speed, dice=dice)
-    torch.testing.assert_close(out.displacement_loss, made.error(misses, picture, logits, text))
+    torch.testing.assert_close(out.displacement_loss, made.error(misses, picture, displaced, text, None))
     out.displacement_loss.backward()
-    for part in (made.unet.word, made.unet.cut, made.word_vectors, made.word_places, made.votes, made.others, made.unet.down_2[0]):
+    for part in (made.unet.word, made.unet.cut, made.word_vectors, made.word_places, made.votes, made.unet.down_2[0]):
         assert part.weight.grad.any()
 
 
@@ -330,6 +311,131 @@ def test_what_words_an_image_shows_is_learned_in_seconds():
         loss.backward()
         optimiser.step()
     assert made.skill()[5:].min() > 0.5 and made.skill()[:5].max() < 0.1
+
+
+# ---------------------------------------------------------------- videos that end when their last thing rests
+
+LONGEST = 9
+ENDS = dataclasses.replace(CONFIG, longest=LONGEST)
+
+
+def ending(seed=0):
+    """A model that tells how many frames a video has, and is fairly sure."""
+    mage = model(ENDS, seed)
+    with torch.no_grad():
+        mage.advection.ends[-1].weight.normal_(std=0.8)
+    return mage
+
+
+@torch.no_grad()
+def test_a_video_ends_when_the_last_of_its_things_rests():
+    mage, (ids, text, speed), heard = ending(), sample(), []
+    made = mage.advection
+    made.ends.register_forward_hook(lambda layer, given, out: heard.append((given[0], out)))
+    made.layers[0].register_forward_hook(lambda layer, given, out: heard.append(given[0][:, 0]))
+    endings = mage.displacements(None, ids[:, 0], text, speed).endings
+    (given, logits), told = heard
+    assert torch.equal(given, told[:, :2, :80]), "what each phrase names, and where it is; not the rest of the image"
+    rests = logits.double().softmax(-1).numpy()
+    expected = np.zeros((2, LONGEST))
+    for one, other in np.ndindex(LONGEST, LONGEST):
+        expected[:, max(one, other)] += rests[:, 0, one] * rests[:, 1, other]
+    expected = (1 - made.ANY) * expected + made.ANY / LONGEST
+    assert expected.max() > 0.4
+    np.testing.assert_allclose(endings.exp(), expected, atol=1e-6)
+    made.ends[-1].weight.mul_(1e4)   # certain of what does not happen: never more than so wrong
+    endings = mage.displacements(None, ids[:, 0], text, speed).endings
+    assert endings.isfinite().all() and endings.min() > np.log(0.9 * made.ANY / LONGEST)
+
+
+@torch.no_grad()
+def test_where_things_are_is_a_mean_over_the_lengths_that_a_video_may_have():
+    mage, (ids, text, _) = ending(), sample()
+    for speed in (torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.3])):
+        mixed = mage.displacements(None, ids[:, 0], text, speed)
+        expected, known = 0, []
+        for length in range(1, LONGEST + 1):
+            known.append(mage.displacements(None, ids[:, 0], text, speed, torch.full((2,), length)).chances.exp())
+            expected = expected + mixed.endings[:, length - 1].exp()[:, None, None, None] * known[-1]
+        torch.testing.assert_close(mixed.chances.exp(), expected, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(known[3], known[8], atol=1e-2)
+        torch.testing.assert_close(mixed.chances.exp().sum(-1), torch.ones(2, 4, 3))
+
+
+@few
+@given(st.integers(1, LONGEST), st.integers(1, LONGEST), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+@torch.no_grad()
+def test_with_a_known_length_only_the_frames_shown_count(length, other_length, eta, other):
+    mage, (ids, text, _) = ending(), sample()
+    shown = [frame_indices(frames, at, CONFIG.intervals, CONFIG.clip_length)[1:]
+             for frames, at in ((length, eta), (other_length, other))]
+    found = mage.displacements(None, ids[:1, 0].expand(2, -1, -1), text[:1].expand(2, -1), torch.tensor([eta, other]),
+                               torch.tensor([length, other_length])).chances
+    for same, one, two in zip(shown[0] == shown[1], *found):
+        assert torch.allclose(one, two, atol=1e-5) == same
+
+
+def test_how_many_frames_a_video_has_is_learned():
+    mage, (ids, text, speed) = ending(), sample()
+    made, dice, lengths = mage.advection, torch.rand(2, 4, 4, 6), torch.tensor([4, 7])
+    displaced = mage.displacements(None, ids[:, 0], text, speed, lengths)
+    misses = made.misses(displaced.chances, made.image(ids[:, 0]), ids[:, 1:], dice)
+    _, picture = made.picture_error(displaced.chances.exp(), displaced.things, ids[:, 1:])
+    missed = -np.mean([displaced.endings[0, 3].item(), displaced.endings[1, 6].item()])
+    assert missed > 0.5
+    made.unet.cost.zero_()
+    out = mage(ids, text, speed, dice=dice, lengths=lengths)
+    torch.testing.assert_close(out.displacement_loss, misses + made.ENDING * missed + made.NAMED[0] * picture
+                               + made.NAMED[1] * made.unet.word_loss(displaced.words, text))
+    gradients = torch.autograd.grad(out.displacement_loss, [made.ends[-1].weight, made.ends[0].weight])
+    assert all(gradient.any() for gradient in gradients)
+    twice = mage(ids, text, speed, dice=torch.cat([dice] * 2), more=(ids, text, speed), lengths=lengths.repeat(2))
+    torch.testing.assert_close(twice.displacement_loss, out.displacement_loss)
+    for given, message in ((None, "no lengths of videos are given for 2 clips"), (lengths[:1], "1 lengths.* for 2 clips")):
+        with pytest.raises(ValueError, match=message):
+            mage(ids, text, speed, lengths=given)
+
+
+def test_when_things_rest_is_learned_in_seconds():
+    """Two things that a phrase says the number of, which rest after as many frames: the larger ends the video."""
+    torch.manual_seed(0)
+    made = ending().advection
+    words = nn.Embedding(LONGEST, 80)
+    optimiser = torch.optim.AdamW([*made.ends.parameters(), *words.parameters()], lr=1e-2)
+    for _ in range(150):
+        numbers = torch.randint(LONGEST, (32, 2))
+        loss = F.nll_loss(made._endings(words(numbers)), numbers.amax(1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    numbers = torch.cartesian_prod(torch.arange(LONGEST), torch.arange(LONGEST))
+    assert (made._endings(words(numbers)).argmax(1) == numbers.amax(1)).float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_a_clip_is_generated_of_a_video_whose_length_nobody_says():
+    mage, (ids, text, speed) = ending(), sample()
+    made = mage.generate(ids[:, 0], text, speed)
+    assert made.shape == ids.shape and torch.equal(made, mage.generate(ids[:, 0], text, speed, recompute=True))
+
+
+def test_weights_that_ask_for_no_length_are_a_start_for_some_that_do():
+    theirs, ours = model(seed=1), ending(seed=2)
+    ends = [parameter.clone() for parameter in ours.advection.ends.parameters()]
+    ours.start_from(theirs, "abcdefghi", "abcdefghi")
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert all(map(torch.equal, ends, ours.advection.ends.parameters()))
+    with pytest.raises(ValueError, match="longest 9 for 0"):
+        theirs.start_from(ours, "abcdefghi", "abcdefghi")
+
+
+@pytest.mark.parametrize("name, longest", [("single-mnist", 0), ("double-mnist", 0), ("modified-mnist", 21)])
+def test_lengths_are_asked_for_where_they_differ(name, longest):
+    dataset, chosen = load_dataset(name), preset("gpu", name)
+    found = mage_config(chosen.mage, dataset, 64, 1)
+    assert found.longest == longest and (found.unet > 0) == (name != "single-mnist")
+    assert mage_config(changed(chosen, ["mage.unet=0"]).mage, dataset, 64, 1).longest == 0
+    assert dataset.longest == max(dataset.lengths([dataset.spec("train", index) for index in range(400)]))
 
 
 # ---------------------------------------------------------------- in the house
@@ -373,7 +479,10 @@ def test_weights_with_phrases_are_the_same_when_read_again(tmp_path, precision):
     ({"phrases": 9}, "phrases 9.* one of 9"), ({"phrases": -1}, "phrases -1"), ({"phrases": 0}, "both or neither"),
     ({"unet": 0}, "unet is 0 and phrases 4"), ({"pad_id": 4}, "padding \\(4\\) begins no phrase"),
     ({"masks": False}, "unet is 8.*masks False.*needs both"), ({"advection": 0}, "unet is 8, advection 0.*needs both"),
-    ({"rows": 3}, "unet is 8 for images of 12 x 24.*multiples of 8")])
+    ({"rows": 3}, "unet is 8 for images of 12 x 24.*multiples of 8"), ({"longest": 1}, "longest is 1.*2 frames or more"),
+    ({"longest": 9, "unet": 0, "phrases": 0}, "longest is 9, unet 0.*needs a U-Net"),
+    ({"longest": 9, "intervals": None}, "intervals None"),
+    ({"longest": 9, "video_length": 9}, "video_length 9.*no one length of all")])
 def test_phrases_that_cannot_be_are_told(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **fields)

@@ -603,7 +603,7 @@ def test_tokens_that_change_are_counted_exactly(monkeypatch):
 # ---------------------------------------------------------------- batches of the second stage
 
 HIDDEN = 60_000
-pretend = SimpleNamespace(config=SimpleNamespace(hidden_id=HIDDEN))   # all that a batch asks of a model
+pretend = SimpleNamespace(config=SimpleNamespace(hidden_id=HIDDEN, longest=0))   # all that a batch asks of a model
 
 
 @pytest.fixture(scope="module")
@@ -675,7 +675,7 @@ def test_clips_whose_displacements_alone_are_learned_are_whole_and_shared_evenly
         index, count = 1, 2
 
     wanted = recipe(batch=2, advection=36, more_anchors=6)
-    seen = []
+    asking, seen = SimpleNamespace(config=SimpleNamespace(hidden_id=HIDDEN, longest=20)), []
     for step in range(20):
         batch = training_batch(numbered, pretend, wanted, 0, step)
         ids, text, speed = batch["more"]
@@ -689,6 +689,11 @@ def test_clips_whose_displacements_alone_are_learned_are_whole_and_shared_evenly
         half = training_batch(numbered, pretend, wanted, 0, step, team=Second())
         assert_same_batch({"more": half["more"], "dice": half["dice"]}, {
             "more": (ids[3:], text[3:], speed[3:]), "dice": batch["dice"][[1, 5, 6, 7]]})
+        assert batch["lengths"] is None
+        timed, later = (training_batch(numbered, asking, wanted, 0, step, team=team) for team in (Alone(), Second()))
+        samples = torch.cat([clips[:, 0, 0, 0] // 100 for clips in (timed["token_ids"], timed["more"][0])]).numpy()
+        assert np.array_equal(timed["lengths"], numbered.source.lengths[samples])
+        assert torch.equal(later["lengths"], timed["lengths"][[1, 5, 6, 7]])
         plain = training_batch(numbered, pretend, recipe(batch=2), 0, step)
         assert plain["more"] is plain["dice"] is None and torch.equal(plain["token_ids"], batch["token_ids"])
     assert set(seen) == set(range(10))

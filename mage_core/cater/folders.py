@@ -240,12 +240,20 @@ class VideoFolder:
                                  f"{entry['video']} has {has} frames: correct the entry to 0 <= first < end <= {has}, "
                                  "or put the whole video there")
 
-    @cached_property
+    @property
     def video_length(self) -> int | None:
         """The frames of every sample; None where they differ."""
-        found = {int(n) for split in self.sizes
-                 for n in self.lengths([self.spec(split, index) for index in range(self.sizes[split])])}
-        return found.pop() if len(found) == 1 else None
+        return self.longest if len(self._found_lengths) == 1 else None
+
+    @property
+    def longest(self) -> int:
+        """The most frames that a sample has."""
+        return max(self._found_lengths)
+
+    @cached_property
+    def _found_lengths(self) -> set[int]:
+        return {int(n) for split in self.sizes
+                for n in self.lengths([self.spec(split, index) for index in range(self.sizes[split])])}
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -574,7 +574,7 @@ class CaterGen(captions.Spoken):
     channels = 3
     interval = (3.0, 6.0)  # frames from one sampled frame to the next, at speed 0 and at speed 1 (paper 4.2)
     clip_length = 10
-    video_length = FRAMES
+    video_length = longest = FRAMES
     endless = True
 
     def __post_init__(self):
