@@ -252,6 +252,56 @@ def test_a_caption_of_one_phrase_has_another_thing_that_hears_it_too():
     assert all(not torch.allclose(others[:, :, thing], chances[:, :, thing], atol=1e-2) for thing in range(3))
 
 
+def shifted(image, far, axis):
+    """An image (H W) moved by some pixels along an axis; what comes from outside is empty."""
+    out, size = np.zeros_like(image), image.shape[axis]
+    there = np.arange(size) - far
+    inside = (there >= 0) & (there < size)
+    np.moveaxis(out, axis, 0)[inside] = np.moveaxis(image, axis, 0)[there[inside]]
+    return out
+
+
+@few
+@given(st.integers(0, 2 ** 31))
+def test_what_is_seen_of_things_tells_where_they_are(seed):
+    draw = np.random.default_rng(seed)
+    made, (b, t, m) = model().advection, (2, 3, 26)
+    things = draw.random((b, 3, 2, 16, 24)).astype(np.float32) * (draw.random((b, 3, 1, 16, 24)) < 0.1)
+    chances = np.exp(draw.normal(size=(b, t, 3, m)))
+    chances = (chances / chances.sum(-1, keepdims=True)).astype(np.float32)
+    truth, expected = draw.random((b, t, 2, 16, 24)).astype(np.float32), chances.copy()
+    for clip, time, thing in np.ndindex(b, t, 2):
+        prior = chances[clip, time, thing]
+        posterior = np.zeros(m)
+        for tried in np.argsort(-prior)[:made.TRIED]:
+            there = np.stack([shifted(channel, tried % 13 - 6, tried // 13) for channel in things[clip, thing]])
+            posterior[tried] = prior[tried] * np.exp(-2 * (np.maximum(there - truth[clip, time], 0) ** 2).sum())
+        expected[clip, time, thing] = posterior / posterior.sum()
+    found = made.explained(*(torch.from_numpy(array) for array in (chances, things, truth)))
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_masks_learn_where_things_are_seen_to_be_whatever_was_expected():
+    torch.manual_seed(0)
+    mage, (ids, text, speed) = model(), sample()
+    made = mage.advection
+    ids = ids.clone()
+    ids[:, 1:] = ids[:, :1]   # nothing moves
+    chances, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
+    wrong = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([8]), 1.0)   # 2 pixels down, by all that is known
+    right = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([6, 19]), 1.0)
+    pictures, error = made.picture_error(wrong, things, ids[:, 1:])
+    torch.testing.assert_close(pictures, made.pictures(wrong, things))
+    truth = made.image(ids[:, 1])[:, None]
+    expected = made.pictures(made.explained(wrong, things, truth.expand(-1, 4, -1, -1, -1)), things)[:, :, -1] - truth
+    torch.testing.assert_close(error, expected.square().flatten(2).sum(2).mean())
+    still = (made.pictures(right / right.sum(-1, keepdim=True), things)[:, :, -1] - truth).square().flatten(2).sum(2)
+    moved = (pictures[:, :, -1] - truth).square().flatten(2).sum(2).mean()
+    assert error < 0.5 * moved and error > 0.9 * still.mean()
+    gradient, = torch.autograd.grad(error, [made.unet.cut.weight])
+    assert gradient.any()
+
+
 def test_until_words_are_known_little_else_is_learned():
     mage, (ids, text, speed) = model(), sample()
     made, dice = mage.advection, torch.rand(2, 4, 4, 6)
