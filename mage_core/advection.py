@@ -52,12 +52,14 @@ class Language:
 class Displaced(NamedTuple):
     """Where things are: log `chances` of every displacement, at each time, of each thing (b t things m), and what the
     `things` are in the first frame (b things c H W). With a U-Net the logits of all `words` at each place (b v H/8
-    W/8); with `longest` the log chances that the video ends after 1, 2 ... frames (b longest)."""
+    W/8); with `longest` the log chances that the video ends after 1, 2 ... frames (b longest). What was `told` of the
+    things (b things d), their centres (b things 2) and the times (b t d)."""
 
     chances: Tensor
     things: Tensor
     words: Tensor | None = None
     endings: Tensor | None = None
+    told: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class Advection(nn.Module):
@@ -78,6 +80,7 @@ class Advection(nn.Module):
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
     ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
     TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
+    CENTRE, OFFSETS, ABOUT = 0.5, 3, 2.0   # weight of centres that are off; offsets tried, and how far off they may be
     ANY = 1e-3     # the chance that a video ends anywhere
     NAMED = (0.05, 0.2)   # with `unet` that weight, and the one of the nats by which a caption's words are missed
 
@@ -169,18 +172,24 @@ class Advection(nn.Module):
                 what, centres, things, words = self._cut_out(text_ids, image)
             else:
                 what, centres, things = self._found(anchor.float(), image)
-            told = torch.cat([what, _waves(centres, self.WAVES)], -1)
             if self.ends is not None:
-                endings = self._endings(told[:, :PHRASES])
-            told = told[:, None]
-            times = self.when(times.float())[:, :, None]
-            y = torch.cat([told.expand(-1, times.shape[1], -1, -1), times.expand(-1, -1, told.shape[2], -1)], -1)
-            for layer in self.layers:
-                y = F.silu(layer(y))
-            chances = self.chances(y)
-            if self.masks:
-                chances = chances + self._by_place(self.places(y), centres)
-            return Displaced(chances.log_softmax(-1), things.expand(-1, self.THINGS, -1, -1, -1), words, endings)
+                named = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, :PHRASES]
+                endings = self._endings(named)
+            times = self.when(times.float())
+            return Displaced(self._moved(what, centres, times), things.expand(-1, self.THINGS, -1, -1, -1), words,
+                             endings, (what, centres, times))
+
+    def _moved(self, what: Tensor, centres: Tensor, times: Tensor) -> Tensor:
+        """What things are (b things d), where (b things 2), and times (b t d) -> log chances (b t things m)."""
+        told = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, None]
+        times = times[:, :, None]
+        y = torch.cat([told.expand(-1, times.shape[1], -1, -1), times.expand(-1, -1, told.shape[2], -1)], -1)
+        for layer in self.layers:
+            y = F.silu(layer(y))
+        chances = self.chances(y)
+        if self.masks:
+            chances = chances + self._by_place(self.places(y), centres)
+        return chances.log_softmax(-1)
 
     def _endings(self, told: Tensor) -> Tensor:
         """What is told of things that may move (b things e) -> log chances of how many frames a video has (b longest):
@@ -288,8 +297,31 @@ class Advection(nn.Module):
                      + things.flip(-1) @ _sliding(across[..., None, :], things.shape[-1]).mT)
             return torch.cat([found, found.amax(2, keepdim=True)], 2) if self.masks else found
 
+    def off_centre(self, displaced: Displaced, frames: Tensor, seen: Tensor) -> Tensor:
+        """How far the centres of what phrases name are from where displacements say that they are: half the squared
+        pixels, the mean over clips.
+
+        `seen` are the chances of displacements in some of the frames (b s things m), once it is seen where things are
+        (`explained`). A centre a pixel off has others: of some offsets, up to `OFFSETS` pixels along either axis, those
+        that make what was seen likely count. Within half a pixel the gradient through waves says it better, and beyond
+        says nothing.
+        """
+        what, centres, times = (told.detach() for told in displaced.told)
+        what, start, times, seen = what[:, :PHRASES], centres[:, :PHRASES], times[:, frames], seen[:, :, :PHRASES]
+        offsets = torch.arange(-self.OFFSETS, self.OFFSETS + 1, device=what.device)
+        with torch.no_grad(), torch.autocast(what.device.type, enabled=False):
+            off = []
+            for axis in torch.eye(2, device=what.device):
+                fits = torch.stack([self._moved(what, start + offset * axis, times) for offset in offsets])
+                fits = (seen * fits.clamp_min(self.ASTRAY)).sum((2, 4))   # (offsets b things)
+                fits = fits - 0.5 * (offsets / self.ABOUT).square()[:, None, None]
+                off.append((fits.softmax(0) * offsets[:, None, None]).sum(0))
+            off = torch.stack(off, -1)
+            target = start + off * (off.abs() > 0.5)
+        return 0.5 * (displaced.told[1][:, :PHRASES] - target).square().sum((1, 2)).mean()
+
     def error(self, misses: Tensor, picture: Tensor, displaced: Displaced, text_ids: Tensor,
-              lengths: Tensor | None) -> Tensor:
+              lengths: Tensor | None, off_centre: Tensor | None = None) -> Tensor:
         """What is minimised: `misses` and the `picture_error`, each by its weight. With `unet` also the words missed,
         and as long as none of a phrase's words (b l) is known, little else; where it is asked how many frames a video
         has (b,), the nats by which that is missed."""
@@ -299,7 +331,7 @@ class Advection(nn.Module):
             misses = misses + self.ENDING * F.nll_loss(displaced.endings, lengths - 1)
         inside, _ = phrases_of(text_ids, self.language.separator, self.language.pad_id)
         known = (inside * self.unet.skill()[text_ids][:, None]).amax(2).mean()
-        return ((0.1 + 0.9 * known) * (misses + self.NAMED[0] * picture)
+        return ((0.1 + 0.9 * known) * (misses + self.NAMED[0] * picture + self.CENTRE * off_centre)
                 + self.NAMED[1] * self.unet.word_loss(displaced.words, text_ids))
 
     def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -307,8 +339,11 @@ class Advection(nn.Module):
         over a frame's pixels, the mean over frames."""
         found = self.pictures(chances, things)
         truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
-        seen = found if self.unet is None else self.pictures(self.explained(chances, things, truth), things)
-        return found, (seen[:, :, -1] - truth).square().flatten(2).sum(2).mean()
+        explained = None
+        if self.unet is not None:
+            explained = self.explained(chances, things, truth)
+        seen = found if explained is None else self.pictures(explained, things)
+        return found, (seen[:, :, -1] - truth).square().flatten(2).sum(2).mean(), explained
 
     @torch.no_grad()
     def explained(self, chances: Tensor, things: Tensor, truth: Tensor) -> Tensor:

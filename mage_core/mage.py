@@ -388,10 +388,11 @@ class MAGE(nn.Module):
         loss = advection.misses(chances, advection.image(token_ids[:, 0]), then, dice)
         if not self.config.masks:
             return advection.things(chances[:count, frames].exp(), things[:count]), loss
-        pictures, error = advection.picture_error(chances[:, frames].exp(), things, then[:, frames])
+        pictures, error, seen = advection.picture_error(chances[:, frames].exp(), things, then[:, frames])
+        off = advection.off_centre(displaced, frames, seen) if seen is not None else None
         # displacements and masks learn from their own losses alone, in which `more` clips have a part
         return advection.cut_up(pictures[:count].detach()), advection.error(loss, error, displaced, text_ids,
-                                                                                 lengths)
+                                                                                 lengths, off)
 
     def _logits(self, features: Tensor, things: Tensor | None = None, trust: float = 1.0) -> Tensor:
         """Features (... d), what things look like there (... things p), trusted more or less -> logits (... k), or of
