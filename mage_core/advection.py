@@ -321,7 +321,7 @@ class Advection(nn.Module):
         return 0.5 * (displaced.told[1][:, :PHRASES] - target).square().sum((1, 2)).mean()
 
     def error(self, misses: Tensor, picture: Tensor, displaced: Displaced, text_ids: Tensor,
-              lengths: Tensor | None, off_centre: Tensor | None = None) -> Tensor:
+              lengths: Tensor | None, off_centre: Tensor | None) -> Tensor:
         """What is minimised: `misses` and the `picture_error`, each by its weight. With `unet` also the words missed,
         and as long as none of a phrase's words (b l) is known, little else; where it is asked how many frames a video
         has (b,), the nats by which that is missed."""

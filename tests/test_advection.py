@@ -279,7 +279,7 @@ def test_the_error_of_the_picture_is_its_squared_distance_and_moves_masks():
     made = masked()
     anchor, ids, times = torch.randn(2, 3, 5, 16), ids_of(made, (2, 5, 3, 5)), torch.randn(2, 4, 16)
     chances, things, *_ = made.displacements(anchor, ids[:, 0], times)
-    shown, error = made.picture_error(chances.exp(), things, ids[:, 1:])
+    shown, error, _ = made.picture_error(chances.exp(), things, ids[:, 1:])
     assert torch.equal(shown, made.pictures(chances.exp(), things))
     apart = (made.cut_up(shown)[..., -1, :] - made.patches(ids[:, 1:])).square().sum((2, 3, 4))
     torch.testing.assert_close(error, apart.mean())
@@ -296,12 +296,12 @@ def test_cut_out_things_learn_from_displacements_alone():
     chances, things, *_ = mage.displacements(out.motion_anchor, ids[:, 0], text, speed)
     made = mage.advection
     misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
-    _, error = made.picture_error(chances.exp(), things, ids[:, 1:])
+    _, error, _ = made.picture_error(chances.exp(), things, ids[:, 1:])
     torch.testing.assert_close(out.displacement_loss, misses + made.PICTURE * error)
     assert torch.autograd.grad(out.prediction_loss, parts, retain_graph=True, allow_unused=True) == (None, None)
     assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
     frames = torch.tensor([0, 3])   # of the frames that are asked for alone
-    _, error = made.picture_error(chances[:, frames].exp(), things, ids[:, frames + 1])
+    _, error, _ = made.picture_error(chances[:, frames].exp(), things, ids[:, frames + 1])
     some = mage(ids, text, speed, dice=dice, frames=frames)
     torch.testing.assert_close(some.displacement_loss, misses + made.PICTURE * error)
     plain = model()
@@ -388,7 +388,7 @@ def test_masks_learn_to_tell_apart_two_things_that_move_apart():
     told = torch.randn(1, made.THINGS, 16 + 2 * made.WAVES)
     for _ in range(150):
         things = made.image(first)[:, None] * made._masks(x, told)[:, :, None]
-        _, error = made.picture_error(chances, things, then[:, None])
+        _, error, _ = made.picture_error(chances, things, then[:, None])
         optimiser.zero_grad()
         error.backward()
         optimiser.step()

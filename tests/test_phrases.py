@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import Bernoulli
 
 from mage_core import weights
-from mage_core.advection import Advection
+from mage_core.advection import Displaced
 from mage_core.clips import frame_indices, load_dataset
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.phrases import BatchNorm, PhraseUNet, phrases_of
@@ -290,7 +290,7 @@ def test_masks_learn_where_things_are_seen_to_be_whatever_was_expected():
     chances, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
     wrong = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([8]), 1.0)   # 2 pixels down, by all that is known
     right = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([6, 19]), 1.0)
-    pictures, error = made.picture_error(wrong, things, ids[:, 1:])
+    pictures, error, _ = made.picture_error(wrong, things, ids[:, 1:])
     torch.testing.assert_close(pictures, made.pictures(wrong, things))
     truth = made.image(ids[:, 1])[:, None]
     expected = made.pictures(made.explained(wrong, things, truth.expand(-1, 4, -1, -1, -1)), things)[:, :, -1] - truth
@@ -302,23 +302,53 @@ def test_masks_learn_where_things_are_seen_to_be_whatever_was_expected():
     assert gradient.any()
 
 
+@few
+@given(st.lists(st.sampled_from([-4, -3, -2, -1, 0, 1, 2, 3]), min_size=4, max_size=4), st.sampled_from([0, 1]))
+def test_centres_learn_where_what_was_seen_says_that_they_are(off, axis):
+    """Things whose displacement tells their row, or their column: it is the number of it modulo 13, at every time."""
+    made, asked = model().advection, []
+    what, times, frames = torch.randn(2, 3, 16), torch.randn(2, 4, 16), torch.tensor([0, 2])
+
+    def moved(what, centres, times):
+        asked.append(times)
+        number = centres[..., axis].round().long() % 13 + 13 * axis
+        chances = F.one_hot(number, 26).float().clamp_min(1e-12)
+        return chances.log()[:, None].expand(-1, times.shape[1], -1, -1)
+
+    made._moved, off = moved, torch.tensor(off).view(2, 2).float()
+    centres = torch.tensor([[[4.0, 8.0], [8.0, 12.0], [5.0, 5.0]]] * 2) + 0.3
+    there = centres.clone()
+    there[:, :2, axis] += off
+    seen = moved(what, there, times[:, frames]).exp()
+    centres.requires_grad_()
+    loss = made.off_centre(Displaced(seen, seen, told=(what, centres, times)), frames, seen)
+    assert all(torch.equal(given, times[:, frames]) for given in asked[1:])
+    near = torch.where(off.abs() <= made.OFFSETS, off, 0.0)   # farther off than is looked, nothing is said
+    torch.testing.assert_close(loss, 0.5 * near.square().sum(1).mean(), atol=1e-4, rtol=1e-3)
+    loss.backward()
+    expected = torch.zeros(2, 3, 2)
+    expected[:, :2, axis] = -near / 2   # each clip is half of the mean
+    torch.testing.assert_close(centres.grad, expected, atol=1e-3, rtol=1e-3)
+
+
 def test_until_words_are_known_little_else_is_learned():
     mage, (ids, text, speed) = model(), sample()
     made, dice = mage.advection, torch.rand(2, 4, 4, 6)
     displaced = mage.displacements(None, ids[:, 0], text, speed)
-    chances, things, logits, endings = displaced
+    chances, things, logits, endings, _ = displaced
     assert endings is None
     words = made.unet.word_loss(logits, text)
     misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
-    _, picture = made.picture_error(chances.exp(), things, ids[:, 1:])
+    _, picture, seen = made.picture_error(chances.exp(), things, ids[:, 1:])
+    off = made.off_centre(displaced, torch.arange(4), seen)
     for cost, known in ((torch.ones(WORDS), 0.0), (torch.where(torch.arange(WORDS) == 7, 0.0, 1.0), 0.25),
                         (torch.zeros(WORDS), 1.0)):   # none, the 7 of one of four phrases, all
         made.unet.cost.copy_(cost)
-        expected = (0.1 + 0.9 * known) * (misses + made.NAMED[0] * picture) + made.NAMED[1] * words
-        torch.testing.assert_close(made.error(misses, picture, displaced, text, None), expected)
+        expected = (0.1 + 0.9 * known) * (misses + made.NAMED[0] * picture + made.CENTRE * off) + made.NAMED[1] * words
+        torch.testing.assert_close(made.error(misses, picture, displaced, text, None, off), expected)
     made.unet.cost.zero_()
     out = mage(ids, text, speed, dice=dice)
-    torch.testing.assert_close(out.displacement_loss, made.error(misses, picture, displaced, text, None))
+    torch.testing.assert_close(out.displacement_loss, made.error(misses, picture, displaced, text, None, off))
     out.displacement_loss.backward()
     for part in (made.unet.word, made.unet.cut, made.word_vectors, made.word_places, made.votes, made.unet.down_2[0]):
         assert part.weight.grad.any()
@@ -430,12 +460,13 @@ def test_how_many_frames_a_video_has_is_learned():
     made, dice, lengths = mage.advection, torch.rand(2, 4, 4, 6), torch.tensor([4, 7])
     displaced = mage.displacements(None, ids[:, 0], text, speed, lengths)
     misses = made.misses(displaced.chances, made.image(ids[:, 0]), ids[:, 1:], dice)
-    _, picture = made.picture_error(displaced.chances.exp(), displaced.things, ids[:, 1:])
+    _, picture, seen = made.picture_error(displaced.chances.exp(), displaced.things, ids[:, 1:])
+    off = made.off_centre(displaced, torch.arange(4), seen)
     missed = -np.mean([displaced.endings[0, 3].item(), displaced.endings[1, 6].item()])
     assert missed > 0.5
     made.unet.cost.zero_()
     out = mage(ids, text, speed, dice=dice, lengths=lengths)
-    torch.testing.assert_close(out.displacement_loss, misses + made.ENDING * missed + made.NAMED[0] * picture
+    torch.testing.assert_close(out.displacement_loss, misses + made.ENDING * missed + made.NAMED[0] * picture + made.CENTRE * off
                                + made.NAMED[1] * made.unet.word_loss(displaced.words, text))
     gradients = torch.autograd.grad(out.displacement_loss, [made.ends[-1].weight, made.ends[0].weight])
     assert all(gradient.any() for gradient in gradients)
