@@ -78,11 +78,12 @@ class Advection(nn.Module):
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
     LOOKS = 64   # tokens of a clip at which displacements are compared with the truth, for each training step
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
-    ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
-    TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
-    CENTRE, OFFSETS, ABOUT = 0.5, 3, 2.0   # weight of centres that are off; offsets tried, and how far off they may be
-    ANY = 1e-3     # the chance that a video ends anywhere
     NAMED = (0.05, 0.2)   # with `unet` that weight, and the one of the nats by which a caption's words are missed
+    TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
+    CENTRE = 0.5   # weight of how far off centres are, in squared pixels
+    OFFSETS, ABOUT = 3, 2.0   # pixels by which a centre is tried elsewhere, and the standard deviation expected
+    ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
+    ANY = 1e-3     # the chance that a video ends just anywhere
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
                  masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, longest: int = 0,
@@ -334,22 +335,23 @@ class Advection(nn.Module):
         return ((0.1 + 0.9 * known) * (misses + self.NAMED[0] * picture + self.CENTRE * off_centre)
                 + self.NAMED[1] * self.unet.word_loss(displaced.words, text_ids))
 
-    def picture_error(self, chances: Tensor, things: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def picture_error(self, chances: Tensor, things: Tensor,
+                      token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """`pictures`, and the squared error of all of them together against the true frames' ids (b t h w): its sum
-        over a frame's pixels, the mean over frames."""
+        over a frame's pixels, the mean over frames. With `unet` that of pictures by where things are seen to be, and
+        these chances as well: masks learn little where a thing is not, and displacements do not learn from pictures.
+        """
         found = self.pictures(chances, things)
         truth = self.image(token_ids.flatten(0, 1)).unflatten(0, token_ids.shape[:2])
-        explained = None
-        if self.unet is not None:
-            explained = self.explained(chances, things, truth)
-        seen = found if explained is None else self.pictures(explained, things)
-        return found, (seen[:, :, -1] - truth).square().flatten(2).sum(2).mean(), explained
+        seen = self.explained(chances, things, truth) if self.unet is not None else None
+        pictures = found if seen is None else self.pictures(seen, things)
+        return found, (pictures[:, :, -1] - truth).square().flatten(2).sum(2).mean(), seen
 
     @torch.no_grad()
     def explained(self, chances: Tensor, things: Tensor, truth: Tensor) -> Tensor:
         """Chances of displacements (b t things m) once it is seen where the things (b things c H W) then are in the
-        true frames (b t c H W), of the `TRIED` that were likeliest: a thing can be covered, but nothing is darker than
-        it (the expectation step of Dempster, Laird and Rubin 1977)."""
+        true frames (b t c H W), of the `TRIED` that were likeliest: brighter things can cover it, but where it is, no
+        frame is darker than it (the expectation step of Dempster, Laird and Rubin 1977)."""
         chances, rest = chances.split([PHRASES, chances.shape[2] - PHRASES], 2)   # what no phrase names stays as it is
         reach, things, (b, _, count) = self.reach, things[:, :PHRASES], chances.shape[:3]
         likely, tried = chances.clamp_min(1e-9).log().topk(min(self.TRIED, chances.shape[-1]), -1)

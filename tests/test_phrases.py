@@ -288,7 +288,7 @@ def test_masks_learn_where_things_are_seen_to_be_whatever_was_expected():
     ids = ids.clone()
     ids[:, 1:] = ids[:, :1]   # nothing moves
     chances, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
-    wrong = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([8]), 1.0)   # 2 pixels down, by all that is known
+    wrong = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([8]), 1.0)   # 2 pixels down, it says
     right = torch.full_like(chances, 1e-4).index_fill(-1, torch.tensor([6, 19]), 1.0)
     pictures, error, _ = made.picture_error(wrong, things, ids[:, 1:])
     torch.testing.assert_close(pictures, made.pictures(wrong, things))
@@ -466,8 +466,8 @@ def test_how_many_frames_a_video_has_is_learned():
     assert missed > 0.5
     made.unet.cost.zero_()
     out = mage(ids, text, speed, dice=dice, lengths=lengths)
-    torch.testing.assert_close(out.displacement_loss, misses + made.ENDING * missed + made.NAMED[0] * picture + made.CENTRE * off
-                               + made.NAMED[1] * made.unet.word_loss(displaced.words, text))
+    torch.testing.assert_close(out.displacement_loss, misses + made.ENDING * missed + made.NAMED[0] * picture
+                               + made.CENTRE * off + made.NAMED[1] * made.unet.word_loss(displaced.words, text))
     gradients = torch.autograd.grad(out.displacement_loss, [made.ends[-1].weight, made.ends[0].weight])
     assert all(gradient.any() for gradient in gradients)
     twice = mage(ids, text, speed, dice=torch.cat([dice] * 2), more=(ids, text, speed), lengths=lengths.repeat(2))
