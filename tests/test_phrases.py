@@ -329,6 +329,9 @@ def test_centres_learn_where_what_was_seen_says_that_they_are(off, axis):
     expected = torch.zeros(2, 3, 2)
     expected[:, :2, axis] = -near / 2   # each clip is half of the mean
     torch.testing.assert_close(centres.grad, expected, atol=1e-3, rtol=1e-3)
+    either = seen + moved(what, there + 1, times[:, frames]).exp()   # within half a pixel it says nothing
+    within = Displaced(seen, seen, told=(what, there, times))
+    assert made.off_centre(within, frames, either / 2) == 0
 
 
 def test_until_words_are_known_little_else_is_learned():
