@@ -324,8 +324,8 @@ class Advection(nn.Module):
     def error(self, misses: Tensor, picture: Tensor, displaced: Displaced, text_ids: Tensor,
               lengths: Tensor | None, off_centre: Tensor | None) -> Tensor:
         """What is minimised: `misses` and the `picture_error`, each by its weight. With `unet` also the words missed,
-        and as long as none of a phrase's words (b l) is known, little else; where it is asked how many frames a video
-        has (b,), the nats by which that is missed."""
+        and how far centres are `off_centre`, and as long as none of a phrase's words (b l) is known, little else; where
+        it is asked how many frames a video has (b,), the nats by which that is missed."""
         if displaced.words is None:
             return misses + self.PICTURE * picture
         if displaced.endings is not None:
