@@ -12,7 +12,7 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -222,17 +222,21 @@ def seed_of(*what: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0,
-               weight_decay: float = 0.0) -> list[torch.optim.Optimizer]:
-    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for the matrices inside the attention and MLP layers."""
-    inner, other = [], []
+def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0, weight_decay: float = 0.0,
+               convolutions: Sequence[nn.Parameter] = (), unet_muon: float = 0.0) -> list[torch.optim.Optimizer]:
+    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for the matrices inside the attention and MLP layers, at as
+    many times the learning rate, and with `unet_muon` > 0, at as many, for `convolutions`."""
+    inner, other, among = [], [], {id(parameter) for parameter in convolutions if unet_muon}
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.endswith(("anchor_in.weight", "frames_in.weight")))
-        (inner if muon and matrix else other).append(parameter)
+        if id(parameter) not in among:
+            (inner if muon and matrix else other).append(parameter)
     made = [torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True,
                               weight_decay=0.0 if muon else weight_decay)]
     if inner:
         made.append(Muon(inner, muon * learning_rate, weight_decay=weight_decay))
+    if among:
+        made.append(Muon(convolutions, unet_muon * learning_rate, weight_decay=weight_decay))
     for optimiser in made:
         for group in optimiser.param_groups:
             group["base"] = group["lr"]

@@ -6,6 +6,7 @@ at a width of 128, this takes a fifth of the time.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -36,7 +37,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices; ValueError for a parameter of any other kind.
+    """Muon for matrices, and for convolutions, a row an output channel; ValueError for a parameter of another kind.
 
     Nesterov momentum, decoupled weight decay, and steps as large as AdamW's (0.2 sqrt(larger side), Liu et al. 2025).
     """
@@ -44,9 +45,9 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Iterable, lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for parameter in (p for group in self.param_groups for p in group["params"]):
-            if parameter.ndim != 2:
-                raise ValueError(f"a parameter has the shape {tuple(parameter.shape)}: Muon takes matrices alone, the "
-                                 "others go to AdamW")
+            if parameter.ndim not in (2, 4):
+                raise ValueError(f"a parameter has the shape {tuple(parameter.shape)}: Muon takes matrices and "
+                                 "convolutions (2 or 4 dimensions), the others go to AdamW")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -61,7 +62,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes[tuple(parameter.shape), parameter.device, parameter.dtype].append(parameter)
             for (shape, *_), parameters in shapes.items():
-                self._move(parameters, 0.2 * max(shape) ** 0.5, group)
+                self._move(parameters, 0.2 * max(shape[0], math.prod(shape[1:])) ** 0.5, group)
         return loss
 
     def _move(self, parameters: list[Tensor], size: float, group: dict) -> None:
@@ -71,6 +72,7 @@ class Muon(torch.optim.Optimizer):
         momenta, gradients = [self.state[p]["momentum_buffer"] for p in parameters], [p.grad for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        moves = orthogonalised(torch.stack(ahead)).to(parameters[0].dtype)
+        moves = torch.stack(ahead)
+        moves = orthogonalised(moves.flatten(2)).to(moves.dtype).view_as(moves)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(moves), alpha=-group["lr"] * size)

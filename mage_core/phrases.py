@@ -62,6 +62,7 @@ class PhraseUNet(nn.Module):
     POOLED = 2.0      # taken from the log-sum of a word's odds over places
     KEPT = 0.98       # of what is known of words' skill, from one training step to the next
     LEAST = 0.05      # nats: a word of nearly every caption, or of none, has no skill; a skill below it is chance
+    FINER = 2         # residual blocks between half-size features and masks: which stroke is whose, where digits cross
 
     def __init__(self, channels: int, width: int, vocabulary_size: int):
         super().__init__()
@@ -75,17 +76,20 @@ class PhraseUNet(nn.Module):
         self.up_4 = nn.Sequential(convolution(quarter, quarter), nn.Conv2d(quarter, half, 1))
         self.over_2 = nn.Conv2d(half, half, 1)
         self.up_2 = nn.Sequential(BatchNorm(half), nn.ReLU(), convolution(half, half))
+        self.finer = nn.ModuleList([nn.Sequential(convolution(half, half), nn.Conv2d(half, half, 3, 1, 1))
+                                    for _ in range(self.FINER)])
         self.cut = nn.Conv2d(half, 4, 1)
         for name in ("share", "cost"):   # of the captions with a word, and nats that it costs
             self.register_buffer(name, torch.zeros(vocabulary_size))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         nn.init.normal_(self.word.weight, std=0.02)
         nn.init.constant_(self.word.bias, -3.0)
-        nn.init.zeros_(self.cut.weight)
-        nn.init.zeros_(self.cut.bias)
+        for last in (self.cut, *(block[1] for block in self.finer)):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, images: Tensor, text_ids: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        half = self.down_2(F.pixel_unshuffle(images, 2))
+        half = self.down_2(F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last))
         quarter = self.down_4(half)
         eighth = self.down_8(quarter)
         words = self.word(eighth)
@@ -96,13 +100,21 @@ class PhraseUNet(nn.Module):
 
         count = phrases.shape[1]
         x = torch.cat([eighth[:, None].expand(-1, count, -1, -1, -1), own[:, :, None], others[:, :, None]], 2)
-        x = F.interpolate(self.from_8(x.flatten(0, 1)), scale_factor=2)
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)   # a third faster on a CPU
+        x = F.interpolate(self.from_8(x), scale_factor=2)
         x = self.up_4(x + self.over_4(quarter).repeat_interleave(count, 0))
         x = F.interpolate(x, scale_factor=2) + self.over_2(half).repeat_interleave(count, 0)
         features = self.up_2(x)
+        for block in self.finer:
+            features = features + block(features)
         start = F.interpolate((own - others).clamp(-self.AT_MOST, self.AT_MOST), scale_factor=8, mode="bilinear")
         cut = rearrange(F.pixel_shuffle(self.cut(features), 2), "(b n) 1 h w -> b n h w", n=count)
         return rearrange(features, "(b n) c h w -> b n c h w", n=count), (start + cut).sigmoid(), words
+
+    def inner_convolutions(self) -> list[nn.Parameter]:
+        """The weights of all convolutions but those that make logits: of words, and of masks."""
+        return [part.weight for part in self.modules() if isinstance(part, nn.Conv2d)
+                and part not in (self.word, self.cut)]
 
     def skill(self) -> Tensor:
         """How well the image predicts each word (v,) in [0, 1]: 0 is no better than its share in captions, and 1 half of

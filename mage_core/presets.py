@@ -70,6 +70,7 @@ class MAGERecipe:
     trust: float = 1.0           # in generation, of what is displaced (MAGEConfig)
     masks: bool = False          # each thing that is displaced is a part of the first image (MAGEConfig)
     unet: int = 0                # the width of a U-Net that cuts out what phrases name; 0: features of tokens do
+    unet_muon: float = 0.0       # > 0: Muon for its convolutions, at this multiple of the learning rate
     phrases: str = "and"         # the word at which a phrase begins, with `unet`
     only: str = ""               # train nothing but this part of MAGE, such as "advection"; all of it where empty
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
@@ -177,8 +178,8 @@ def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
         raise ValueError(f"{source} is {name!r}: choose one of {', '.join(PRESETS)}, or auto")
     chosen = PRESETS[name]
     if dataset_name in TWO_MOVE and chosen.mage.advection:
-        width = 8 if name == "smoke" else 32
-        chosen = dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, masks=True, unet=width))
+        cut_out = {"masks": True, "unet": 8 if name == "smoke" else 32, "unet_muon": 2.0}
+        chosen = dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, **cut_out))
     if dataset_name not in MNIST:
         stages = {stage: dataclasses.replace(getattr(chosen, stage), **fields) if isinstance(fields, dict) else fields
                   for stage, fields in COLOUR[name].items()}

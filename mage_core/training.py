@@ -278,7 +278,9 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         made, by_layer = compiled(mage, chosen.compile, device, lambda made: loss_of(*made, steps).backward())
         mage.zero_grad(set_to_none=True)
         stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
-                      optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay),
+                      optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay,
+                                 convolutions=mage.advection.unet.inner_convolutions() if mage.config.unet else (),
+                                 unet_muon=recipe.unet_muon),
                       lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
                       _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
                       | ({"start": fingerprint(start.mage)} if start is not None else {}),

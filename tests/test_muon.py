@@ -39,6 +39,22 @@ def test_steps_are_those_of_torchs_muon():
             torch.testing.assert_close(mine, other, atol=1e-3 * (step + 1), rtol=1e-3)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
+def test_a_convolution_moves_as_torchs_muon_moves_a_row_an_output_channel():
+    torch.manual_seed(2)
+    whole = torch.nn.Parameter(torch.randn(6, 4, 3, 3))
+    flat = torch.nn.Parameter(whole.detach().flatten(1).clone())
+    settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    pairs = [(whole, Muon([whole], **settings)),
+             (flat, torch.optim.Muon([flat], **settings, adjust_lr_fn="match_rms_adamw"))]
+    for step in range(3):
+        gradient = torch.randn(6, 4, 3, 3)
+        for parameter, optimiser in pairs:
+            parameter.grad = gradient.view_as(parameter)
+            optimiser.step()
+        torch.testing.assert_close(whole.flatten(1), flat, atol=1e-3 * (step + 1), rtol=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 40, 10), (2, 10, 40)])
 def test_orthogonalised_keeps_the_singular_vectors_and_levels_the_values(shape):
     torch.manual_seed(1)
@@ -92,7 +108,7 @@ def test_going_on_from_a_saved_state_is_equal_to_the_bit():
 
 
 def test_only_matrices():
-    with pytest.raises(ValueError, match=r"\(3, 2, 2\).*matrices alone.*AdamW"):
+    with pytest.raises(ValueError, match=r"\(3, 2, 2\).*matrices and convolutions.*AdamW"):
         Muon([torch.zeros(3, 2, 2)], 0.1)
 
 

@@ -14,11 +14,12 @@ from torch.distributions import Bernoulli
 from mage_core import weights
 from mage_core.advection import Displaced
 from mage_core.clips import frame_indices, load_dataset
+from mage_core.loop import optimisers, seed_of
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.phrases import BatchNorm, PhraseUNet, phrases_of
 from mage_core.presets import changed, mage_config, preset, vqvae_config
 from mage_core.processes import Alone
-from mage_core.training import train
+from mage_core.training import train, train_mage
 from mage_core.vqvae import VQVAE
 
 AND, WORDS = 4, 9
@@ -357,6 +358,56 @@ def test_until_words_are_known_little_else_is_learned():
         assert part.weight.grad.any()
 
 
+def test_finer_blocks_change_nothing_until_they_learn(monkeypatch):
+    """Weights of a U-Net without them go on from where they were."""
+    torch.manual_seed(0)
+    made = PhraseUNet(1, 4, WORDS)
+    monkeypatch.setattr(PhraseUNet, "FINER", 0)
+    without = PhraseUNet(1, 4, WORDS)
+    fresh = without.load_state_dict(made.state_dict(), strict=False)
+    assert not fresh.missing_keys and all(name.startswith("finer.") for name in fresh.unexpected_keys)
+    for unet in (made, without):
+        nn.init.normal_(unet.cut.weight)
+    without.cut.weight = made.cut.weight
+    images, text = torch.rand(2, 1, 16, 24), torch.tensor([[1, 5, AND, 6], [1, 6, AND, 7]])
+    told = images, text, phrases_of(text, AND, 0)[0]
+    for found, expected in zip(made(*told), without(*told)):
+        torch.testing.assert_close(found, expected)
+    made(*told)[1].square().sum().backward()
+    assert all(block[1].weight.grad.any() for block in made.finer)
+
+
+def test_muon_gets_the_convolutions_that_make_no_logits():
+    mage = model()
+    unet = mage.advection.unet
+    made = optimisers(mage, 0.01, weight_decay=0.05, convolutions=unet.inner_convolutions(), unet_muon=2.0)
+    groups = [group for optimiser in made for group in optimiser.param_groups]
+    owned = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(owned) == sorted(id(parameter) for parameter in mage.parameters())
+    assert [type(optimiser).__name__ for optimiser in made] == ["AdamW", "Muon"]
+    assert [(group["base"], group["weight_decay"]) for group in groups] == [(0.01, 0.05), (0.02, 0.05)]
+    inner = {id(parameter) for parameter in groups[1]["params"]}
+    of_four = {id(parameter) for parameter in unet.parameters() if parameter.ndim == 4}
+    assert of_four - inner == {id(unet.word.weight), id(unet.cut.weight)} and inner < of_four
+
+
+def test_training_moves_convolutions_at_a_rate_of_their_own(tmp_path):
+    dataset, seed = load_dataset("double-mnist"), 3
+    chosen = changed(preset("smoke", "double-mnist"), [
+        "pairs=8", "mage.samples=4", "mage.batch=2", "mage.learning_rate=1e-9", "mage.unet_muon=1e7"])
+    torch.manual_seed(seed)
+    vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset))
+    torch.manual_seed(seed_of(seed, "mage start"))
+    start = dict(MAGE(mage_config(chosen.mage, dataset, vqvae.config.codebook_size, vqvae.config.groups))
+                 .advection.named_parameters())
+    mage, done = train_mage(chosen, dataset, vqvae, tmp_path, seed=seed, progress=False)
+    assert done
+    convolutions = {id(parameter) for parameter in mage.advection.unet.inner_convolutions()}
+    moved = {name: id(parameter) in convolutions for name, parameter in mage.advection.named_parameters()
+             if (parameter - start[name]).abs().max() > 1e-4}
+    assert "unet.down_2.0.weight" in moved and all(moved.values()), moved   # masks begin with no gradient
+
+
 def test_a_guess_in_training_changes_no_statistics():
     mage, (ids, text, speed) = model().train(), sample()
     before = {name: tensor.clone() for name, tensor in mage.named_buffers()}
@@ -386,7 +437,7 @@ def test_what_words_an_image_shows_is_learned_in_seconds():
         return torch.from_numpy(images), torch.tensor(text)
 
     optimiser = torch.optim.AdamW(made.parameters(), lr=5e-3)
-    for _ in range(200):
+    for _ in range(300):
         images, text = batch(32)
         _, _, words = made(images, text, phrases_of(text, AND, 0)[0])
         loss = made.word_loss(words, text)
@@ -424,7 +475,7 @@ def test_a_video_ends_when_the_last_of_its_things_rests():
     for one, other in np.ndindex(LONGEST, LONGEST):
         expected[:, max(one, other)] += rests[:, 0, one] * rests[:, 1, other]
     expected = (1 - made.ANY) * expected + made.ANY / LONGEST
-    assert expected.max() > 0.4
+    assert expected.max() > 0.3, "far from even"
     np.testing.assert_allclose(endings.exp(), expected, atol=1e-6)
     made.ends[-1].weight.mul_(1e4)   # certain of what does not happen: never more than so wrong
     endings = mage.displacements(None, ids[:, 0], text, speed).endings
