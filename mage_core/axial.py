@@ -111,7 +111,7 @@ class Dropout(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's; on a GPU it stays in the precision of x (its sums are in fp32 all the same), where autocast would not."""
+    """torch's; on a GPU it stays in the precision of x (its sums are in fp32 all the same); autocast would not."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not machine.waits(x.device) or x.dtype == torch.float32:

@@ -212,8 +212,8 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
         for parameter, kept in optimiser.state.items():
             if any(tensor.ndim and tensor.shape != parameter.shape for tensor in kept.values()):
                 raise ValueError(f"{path.name} in {path.parent.name} was written by another version of this code, "
-                                 "whose parameters come in another order: go on with that version, choose another folder "
-                                 "with --run, or delete the file to train from nothing")
+                                 "whose parameters come in another order: go on with that version, choose another "
+                                 "folder with --run, or delete the file to train from nothing")
     return state["step"], state["seconds"], state.get("recent", [])
 
 
@@ -224,8 +224,8 @@ def seed_of(*what: object) -> int:
 
 def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0, weight_decay: float = 0.0,
                convolutions: Sequence[nn.Parameter] = (), unet_muon: float = 0.0) -> list[torch.optim.Optimizer]:
-    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for the matrices inside the attention and MLP layers, at as
-    many times the learning rate, and with `unet_muon` > 0, at as many, for `convolutions`."""
+    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for the matrices inside the attention and MLP layers, at
+    as many times the learning rate, and with `unet_muon` > 0, at as many, for `convolutions`."""
     inner, other, among = [], [], {id(parameter) for parameter in convolutions if unet_muon}
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.endswith(("anchor_in.weight", "frames_in.weight")))

@@ -126,8 +126,8 @@ class MAGEConfig:
         if self.unet:
             if not (self.advection and self.masks) or self.phrases == self.pad_id:
                 raise ValueError(f"MAGEConfig.unet is {self.unet}, advection {self.advection}, masks {self.masks} and "
-                                 f"phrases {self.phrases}: a U-Net makes the masks of what is moved by pixels and needs "
-                                 f"both, and padding ({self.pad_id}) begins no phrase")
+                                 f"phrases {self.phrases}: a U-Net makes the masks of what is moved by pixels and "
+                                 f"needs both, and padding ({self.pad_id}) begins no phrase")
             sides = (self.rows * self.patch[1], self.columns * self.patch[1])
             if any(side % SHRINKS for side in sides):
                 raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: their sides "
@@ -379,8 +379,9 @@ class MAGE(nn.Module):
             token_ids, speed = torch.cat([token_ids, more_ids]), torch.cat([speed, more_speed])
             text_ids = torch.cat([text_ids, more_text])
         if self.config.longest and (lengths is None or len(lengths) != len(speed)):
-            raise ValueError(f"{'no' if lengths is None else len(lengths)} lengths of videos are given for {len(speed)} "
-                             "clips: this model learns how many frames each has, so give them all")
+            given = "no" if lengths is None else len(lengths)
+            raise ValueError(f"{given} lengths of videos are given for {len(speed)} clips: this model learns how many "
+                             "frames each has, so give them all")
         displaced = self.displacements(anchor, token_ids[:, 0], text_ids, speed,
                                        lengths if self.config.longest else None)
         chances, things = displaced.chances[:, :token_ids.shape[1] - 1], displaced.things

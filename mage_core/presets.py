@@ -155,11 +155,11 @@ COLOUR = {
 }
 
 
-# Where two digits move, which cover one another, each is what a phrase names, cut out by a U-Net (notebook 04). How much
-# what is displaced is trusted was measured on 48 clips of each that no table shows, PSNR of frames / of clips: Double 3
-# times 25.07 / 24.59, 10 times 25.44 / 24.88; later weights of Modified as learned 22.39 / 21.63, 3 times 23.16 / 21.71,
-# 10 times 23.57 / 21.91, and a motion accuracy of 0.896 in all three. Single, without masks, as learned 35.23 / 33.70,
-# 10 times 39.16 / 34.50.
+# Where two digits move, which cover one another, each is what a phrase names, cut out by a U-Net (notebook 04). How
+# much what is displaced is trusted was measured on 48 clips of each that no table shows, PSNR of frames / of clips:
+# Double 3 times 25.07 / 24.59, 10 times 25.44 / 24.88; later weights of Modified as learned 22.39 / 21.63, 3 times
+# 23.16 / 21.71, 10 times 23.57 / 21.91, and a motion accuracy of 0.896 in all three. Single, without masks, as learned
+# 35.23 / 33.70, 10 times 39.16 / 34.50.
 TWO_MOVE = ("double-mnist", "modified-mnist")
 
 

@@ -40,8 +40,8 @@ from mage_core.presets import Preset, changed, describe, preset
 from mage_core.training import commit, results, train, without_paths
 
 DATASETS = ("single-mnist", "double-mnist", "modified-mnist", "cater-gen-v1", "cater-gen-v2")   # explicit captions
-# What differs for an entry, by preset. Each of v2's videos shows 23 frames at one speed or another, which two slow cores
-# drew at 69 a second: 6,000 of the 24,000 are enough to draw.
+# What differs for an entry, by preset. Each of v2's videos shows 23 frames at one speed or another, which two slow
+# cores drew at 69 a second: 6,000 of the 24,000 are enough to draw.
 CHANGES = {"gpu": {"cater-gen-v2": ("pairs=6_000",)}}
 STATES = ("waiting", "vqvae", "mage", "evaluation", "finished")
 LEAST_SECONDS = 45.0       # with less time left no entry is begun: its first frames take as long

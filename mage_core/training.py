@@ -456,7 +456,8 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
     if chosen.mage.unet and team.count > 1:
         raise ValueError(f"mage.unet is {chosen.mage.unet}, and {team.count} processes share the work: its batch "
-                         "normalisation asks for whole batches, so train in one process, or without (--set mage.unet=0)")
+                         "normalisation asks for whole batches, so train in one process, or without (--set "
+                         "mage.unet=0)")
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")

@@ -526,7 +526,8 @@ def test_how_many_frames_a_video_has_is_learned():
     assert all(gradient.any() for gradient in gradients)
     twice = mage(ids, text, speed, dice=torch.cat([dice] * 2), more=(ids, text, speed), lengths=lengths.repeat(2))
     torch.testing.assert_close(twice.displacement_loss, out.displacement_loss)
-    for given, message in ((None, "no lengths of videos are given for 2 clips"), (lengths[:1], "1 lengths.* for 2 clips")):
+    for given, message in ((None, "no lengths of videos are given for 2 clips"),
+                           (lengths[:1], "1 lengths.* for 2 clips")):
         with pytest.raises(ValueError, match=message):
             mage(ids, text, speed, lengths=given)
 
@@ -614,7 +615,8 @@ def test_weights_with_phrases_are_the_same_when_read_again(tmp_path, precision):
     ({"phrases": 9}, "phrases 9.* one of 9"), ({"phrases": -1}, "phrases -1"), ({"phrases": 0}, "both or neither"),
     ({"unet": 0}, "unet is 0 and phrases 4"), ({"pad_id": 4}, "padding \\(4\\) begins no phrase"),
     ({"masks": False}, "unet is 8.*masks False.*needs both"), ({"advection": 0}, "unet is 8, advection 0.*needs both"),
-    ({"rows": 3}, "unet is 8 for images of 12 x 24.*multiples of 8"), ({"longest": 1}, "longest is 1.*2 frames or more"),
+    ({"rows": 3}, "unet is 8 for images of 12 x 24.*multiples of 8"),
+    ({"longest": 1}, "longest is 1.*2 frames or more"),
     ({"longest": 9, "unet": 0, "phrases": 0}, "longest is 9, unet 0.*needs a U-Net"),
     ({"longest": 9, "intervals": None}, "intervals None"),
     ({"longest": 9, "video_length": 9}, "video_length 9.*no one length of all")])

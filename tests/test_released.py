@@ -156,7 +156,8 @@ def test_a_model_that_cannot_be_built(tensors, tmp_path):
 
 def test_stages_of_two_models(tensors, tmp_path):
     tensors["first_stage_model.codebook.embedding.weight"] = torch.ones(8, 4)
-    refused(saved(tmp_path / "a.pth", tensors), "MAGE's tokens are of 1 x 7 codes, the VQ-VAE's of 1 x 8: the two stages do not belong together")
+    refused(saved(tmp_path / "a.pth", tensors),
+            "MAGE's tokens are of 1 x 7 codes, the VQ-VAE's of 1 x 8: the two stages do not belong together")
 
 
 def test_values_that_are_not_finite(tensors, tmp_path):
