@@ -5,7 +5,7 @@ option the motion anchor, once the transformer has seen it, also says of a few t
 time step: the chances of every displacement along rows and along columns. The first image moved by these is what a
 thing looks like then (dynamic neural advection, Finn, Goodfellow and Levine 2016). Features say which of the things a
 token shows, if any, and how sure that is; a code's logit falls with its squared distance from it. A thing looks like
-the mean over all displacements; in a generated video it can be where it likeliest is.
+the mean over all displacements; in a generated video it can be at one place, where the error expected is least.
 
 With `masks` a thing is not all of the first image but what a mask of its own cuts out of it, and all things together,
 the brighter in front, make a picture that is on offer too: what two digits need, that cover one another. With `unet`
@@ -15,7 +15,8 @@ a clip's displacements cost so little that training can show many. What the U-Ne
 thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the centre of what is
 left of it is elsewhere. A video of Modified Moving MNIST ends when its last digit rests, and which of its frames a clip
 shows hangs on that: there each thing also says when it comes to rest, and where it is in a clip is a mean over all
-lengths that the video may have.
+lengths that the video may have. What the U-Net finds is not quite the same when the image is a pixel or two elsewhere:
+a generated video can have it look several times, each at the image shifted, and take the mean (test-time augmentation).
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -24,6 +25,7 @@ lengths that the video may have.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,6 +84,7 @@ class Advection(nn.Module):
     TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
     CENTRE = 0.5   # weight of how far off centres are, in squared pixels
     OFFSETS, ABOUT = 3, 2.0   # pixels by which a centre is tried elsewhere, and the standard deviation expected
+    SHIFT = 3      # pixels along each axis, the most by which an image is shifted to be looked at once more
     ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
     ANY = 1e-3     # the chance that a video ends just anywhere
 
@@ -162,15 +165,17 @@ class Advection(nn.Module):
 
     # ---- displacements
 
-    def displacements(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor,
-                      text_ids: Tensor | None = None) -> Displaced:
+    def displacements(self, anchor: Tensor | None, token_ids: Tensor, times: Tensor, text_ids: Tensor | None = None,
+                      shift: tuple[int, int] = (0, 0)) -> Displaced:
         """The motion anchor (b h w d), as the transformer has seen it, the first frame's ids (b h w), time positions
         (b t d) -> where things are at each time. With `unet` the captions' ids (b l) are asked for in place of the
-        anchor."""
+        anchor, and the U-Net sees the image by `shift` pixels farther down and to the right (see `shifts`)."""
         with torch.autocast(token_ids.device.type, enabled=False):
             image, words, endings = self.image(token_ids), None, None
             if self.unet is not None:
-                what, centres, things, words = self._cut_out(text_ids, image)
+                what, centres, things, words = self._cut_out(text_ids, _shifted(image, *shift))
+                centres = centres - torch.tensor(shift, dtype=centres.dtype, device=centres.device)
+                things = _shifted(things, -shift[0], -shift[1])
             else:
                 what, centres, things = self._found(anchor.float(), image)
             if self.ends is not None:
@@ -208,6 +213,44 @@ class Advection(nn.Module):
         shares = shares.scatter_add(2, frames.mT, lengths.mT)   # of a frame at a time
         chances = torch.einsum("btf,bfkm->btkm", shares, displaced.chances.exp())
         return displaced._replace(chances=chances.clamp_min(1e-30).log())
+
+    @classmethod
+    def shifts(cls, looks: int) -> list[tuple[int, int]]:
+        """Pixels down and to the right by which an image is shifted for each of so many looks at it: a row of its own
+        for each, and columns by the golden ratio, so that any number of them is spread evenly; one is not shifted."""
+        golden = (5 ** 0.5 - 1) / 2
+        return [tuple(round(cls.SHIFT * (2 * place - 1)) for place in ((k + 0.5) / looks, (0.5 + k * golden) % 1))
+                for k in range(looks)]
+
+    @staticmethod
+    def together(looks: Sequence[Displaced]) -> Displaced:
+        """What several looks at the same images find, on average: chances, things, and when videos end."""
+        def mean(chances: Sequence[Tensor]) -> Tensor:
+            return torch.stack(chances).logsumexp(0) - math.log(len(chances))
+
+        endings = None if looks[0].endings is None else mean([look.endings for look in looks])
+        return Displaced(mean([look.chances for look in looks]), torch.stack([look.things for look in looks]).mean(0),
+                         endings=endings)
+
+    @torch.no_grad()
+    def least_error(self, chances: Tensor, things: Tensor) -> Tensor:
+        """One displacement for each thing (b things c H W) at each time, from chances (b t things m): that at which its
+        picture has the least squared error on average, as 1 among 0 (b t things m).
+
+        A thing's pictures at d and d' differ by twice its autocorrelation at 0 less that at d - d'. Many neighbours
+        that are likely together can thus outweigh a likelier one far from them. Without `unet` it is the likeliest: on
+        Single Moving MNIST there was nothing to gain (notebook 04).
+        """
+        if self.unet is not None:
+            with torch.autocast(things.device.type, enabled=False):
+                reach, zeros = self.reach, torch.zeros(2 * self.reach + 1, dtype=torch.long, device=things.device)
+                along = torch.arange(-reach, reach + 1, device=things.device)
+                down, across = torch.cat([along, zeros]), torch.cat([zeros, along])
+                sides = [side + 2 * reach for side in things.shape[-2:]]
+                alike = torch.fft.irfft2(torch.fft.rfft2(things.float(), s=sides).abs().square().sum(2), s=sides)
+                alike = alike[:, :, (down[:, None] - down) % sides[0], (across[:, None] - across) % sides[1]]
+                chances = torch.einsum("btkm,bkmn->btkn", chances.float(), alike)
+        return F.one_hot(chances.argmax(-1), chances.shape[-1]).float()
 
     def _found(self, anchor: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the anchor (b h w d) of images (b c H W) looks: what is there (b things d), the centres (b things 2),
@@ -416,6 +459,11 @@ def _looks(things: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 def _waves(centres: Tensor, count: int) -> Tensor:
     """Waves of the row, then of the column, of centres (... 2): (... 2 count)."""
     return sinusoids(centres, count, 3.0, 200.0).flatten(-2)
+
+
+def _shifted(images: Tensor, down: int, right: int) -> Tensor:
+    """Images (... H W) farther down and to the right by so many pixels; what comes from outside is empty."""
+    return F.pad(images, (right, -right, down, -down))
 
 
 def _sliding(chances: Tensor, side: int) -> Tensor:

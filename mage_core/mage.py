@@ -29,18 +29,19 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last fourteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last fifteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
     is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
     their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
-    pixels, with `trust` > 1 what moves is where it likeliest is in generation, and is trusted so many times as much as
-    was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
+    pixels, with `trust` > 1 what moves is at one place in generation (`Advection.least_error`), and is trusted so many
+    times as much as was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
     width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the word at which one
     begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ and it is asked
-    when the things that a caption names come to rest.
+    when the things that a caption names come to rest. `looks` says how often generation has the U-Net look at the first
+    frame, shifted each time, for a mean of what it finds.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -78,6 +79,7 @@ class MAGEConfig:
     unet: int = 0
     phrases: int = 0
     longest: int = 0
+    looks: int = 1
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -113,6 +115,9 @@ class MAGEConfig:
                              "pixels needs a token's channels and side in pixels, such as (1, 4)")
         if self.trust < 1:
             raise ValueError(f"MAGEConfig.trust is {self.trust}: it must be at least 1, which is as was learned")
+        if self.looks < 1 or self.looks > 1 and not self.unet:
+            raise ValueError(f"MAGEConfig.looks is {self.looks} and unet {self.unet}: a U-Net looks at the first frame "
+                             "once or more; without one leave it at 1")
         if self.advection:
             block_grid(self.groups, self.patch[1])
             side = min(self.rows, self.columns) * self.patch[1]
@@ -335,13 +340,21 @@ class MAGE(nn.Module):
         return self._likeliest(self._logits(features, things if things is None else things[:, frames[-last:]]))
 
     def displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor,
-                      lengths: Tensor | None = None) -> Displaced:
+                      lengths: Tensor | None = None, looks: int = 1) -> Displaced:
         """The motion anchor (b h w d), the first frame's ids (b h w), caption ids (b l), speed (b,) -> where the things
-        that move are in frames 2 to T. With `unet` the anchor is not asked. With `longest`, and no `lengths` (b,) of
-        videos given, displacements are the mean over all that they may have. ValueError for a model without
-        advection."""
+        that move are in frames 2 to T. With `unet` the anchor is not asked, and the image can be looked at more than
+        once (`Advection.together`). With `longest`, and no `lengths` (b,) of videos given, displacements are the mean
+        over all that they may have. ValueError for a model without advection."""
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
+        if looks > 1 and self.config.unet:
+            return self.advection.together([self._displacements(anchor, first_token_ids, text_ids, speed, lengths, shift)
+                                            for shift in self.advection.shifts(looks)])
+        return self._displacements(anchor, first_token_ids, text_ids, speed, lengths)
+
+    def _displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor,
+                       lengths: Tensor | None, shift: tuple[int, int] = (0, 0)) -> Displaced:
+        """`displacements` as one look, at the image shifted, finds them."""
         steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
         if longest := self.config.longest:
             b, every = len(speed), torch.arange(longest, device=speed.device)
@@ -349,20 +362,20 @@ class MAGE(nn.Module):
             frames = sampled_frames(asked, speed.repeat_interleave(len(asked) // b), self.config.intervals,
                                     self.config.clip_length)[:, steps]
             times = self.generator.passed(frames if lengths is not None else every.expand(b, -1))
-            displaced = self.advection.displacements(None, first_token_ids, times, text_ids)
+            displaced = self.advection.displacements(None, first_token_ids, times, text_ids, shift)
             return displaced if lengths is not None else self.advection.mixed(displaced, frames.unflatten(0, (b, -1)))
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
         anchor = None if self.config.unet else self.generator.look(anchor, speed)
-        return self.advection.displacements(anchor, first_token_ids, times, text_ids)
+        return self.advection.displacements(anchor, first_token_ids, times, text_ids, shift)
 
     def _things(self, anchor: Tensor, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
-                likeliest: bool = False) -> Tensor | None:
-        """What moves, as it looks in frames 2 to T (b T-1 h w things p), on average or where it is `likeliest`; None
-        without advection."""
+                looks: int = 1, at_one_place: bool = False) -> Tensor | None:
+        """What moves, as it looks in frames 2 to T (b T-1 h w things p), after so many looks at the first, on average
+        or `at_one_place`; None without advection."""
         if self.advection is None:
             return None
-        chances, things, *_ = self.displacements(anchor, first_token_ids, text_ids, speed)
-        chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).float() if likeliest else chances.exp()
+        chances, things, *_ = self.displacements(anchor, first_token_ids, text_ids, speed, looks=looks)
+        chances = self.advection.least_error(chances.exp(), things) if at_one_place else chances.exp()
         return self.advection.things(chances, things)
 
     def _learn_displacements(self, anchor: Tensor, token_ids: Tensor, text_ids: Tensor, speed: Tensor, frames: Tensor,
@@ -468,7 +481,8 @@ class MAGE(nn.Module):
         anchor = self.anchor(first[:, 0], text_ids, speed, r)
 
         cache = None if recompute else FrameCache(config.clip_length)
-        things = self._things(anchor, token_ids[:, 0], text_ids, speed, likeliest=config.trust > 1)
+        things = self._things(anchor, token_ids[:, 0], text_ids, speed, looks=config.looks,
+                              at_one_place=config.trust > 1)
         new, given = first, anchor
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
@@ -612,7 +626,7 @@ class MAGE(nn.Module):
 def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None:
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
-    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust")
+    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust", "looks")
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)

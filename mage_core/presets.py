@@ -71,6 +71,7 @@ class MAGERecipe:
     masks: bool = False          # each thing that is displaced is a part of the first image (MAGEConfig)
     unet: int = 0                # the width of a U-Net that cuts out what phrases name; 0: features of tokens do
     unet_muon: float = 0.0       # > 0: Muon for its convolutions, at this multiple of the learning rate
+    looks: int = 1               # in generation, of the U-Net at the first image, shifted each time (MAGEConfig)
     phrases: str = "and"         # the word at which a phrase begins, with `unet`
     only: str = ""               # train nothing but this part of MAGE, such as "advection"; all of it where empty
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
@@ -178,7 +179,7 @@ def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
         raise ValueError(f"{source} is {name!r}: choose one of {', '.join(PRESETS)}, or auto")
     chosen = PRESETS[name]
     if dataset_name in TWO_MOVE and chosen.mage.advection:
-        cut_out = {"masks": True, "unet": 8 if name == "smoke" else 32, "unet_muon": 2.0}
+        cut_out = {"masks": True, "unet": 8 if name == "smoke" else 32, "unet_muon": 2.0, "looks": 8}
         chosen = dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, **cut_out))
     if dataset_name not in MNIST:
         stages = {stage: dataclasses.replace(getattr(chosen, stage), **fields) if isinstance(fields, dict) else fields
@@ -252,6 +253,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
         masks=recipe.masks and recipe.advection > 0, unet=unet,
         phrases=dataset.vocabulary.index(recipe.phrases) if unet else 0,
+        looks=recipe.looks if unet else 1,
         longest=dataset.longest if unet and recipe.shifts and dataset.video_length is None else 0,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 

@@ -461,7 +461,7 @@ def test_in_generation_a_thing_can_be_where_it_likeliest_is():
     first = ids[:, 0]
     anchor = mage.anchor(mage.visual_tokens(ids[:, :1])[:, 0], text, speed)
     chances, *_ = mage.displacements(anchor, first, text, speed)
-    things = mage._things(anchor, first, text, speed, likeliest=True)
+    things = mage._things(anchor, first, text, speed, at_one_place=True)
     assert things.shape == (2, 4, 3, 5, 3, 32) and len(chances.argmax(-1).unique()) > 3
     image, layout = mage.advection.image(first), mage.advection.layout
     for clip, frame, thing in np.ndindex(2, 4, 3):

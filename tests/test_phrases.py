@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import Bernoulli
 
 from mage_core import weights
-from mage_core.advection import Displaced
+from mage_core.advection import Advection, Displaced
 from mage_core.clips import frame_indices, load_dataset
 from mage_core.loop import optimisers, seed_of
 from mage_core.mage import MAGE, MAGEConfig
@@ -420,8 +420,7 @@ def test_what_words_an_image_shows_is_learned_in_seconds():
     torch.manual_seed(0)
     draw, side = np.random.default_rng(0), 24
     glyphs = np.zeros((4, 7, 7), np.float32)
-    glyphs[0, 3], glyphs[1, :, 3], glyphs[2, [0, -1]] = 1, 1, 1
-    glyphs[2, :, [0, -1]], glyphs[3, range(7), range(7)] = 1, 1
+    glyphs[0, 2:5], glyphs[1, :, 2:5], glyphs[2], glyphs[3, ::2, ::2] = 1, 1, 1, 1
     made = PhraseUNet(1, 16, WORDS)
 
     def batch(count):
@@ -434,8 +433,8 @@ def test_what_words_an_image_shows_is_learned_in_seconds():
             text.append([1, 5 + kinds[0], AND, 5 + kinds[1], draw.integers(2, 4)])
         return torch.from_numpy(images), torch.tensor(text)
 
-    optimiser = torch.optim.AdamW(made.parameters(), lr=5e-3)
-    for _ in range(300):
+    optimiser = torch.optim.AdamW(made.parameters(), lr=3e-3)
+    for _ in range(300):   # by 200 all is known
         images, text = batch(32)
         _, _, words = made(images, text, phrases_of(text, AND, 0)[0])
         loss = made.word_loss(words, text)
@@ -637,3 +636,85 @@ def test_batches_are_shared_by_no_processes(tmp_path):
     with pytest.raises(ValueError, match="mage.unet is 8, and 2 processes.*whole batches"):
         train(load_dataset("double-mnist"), chosen, folder=tmp_path, device="cpu", team=Half())
     assert not any(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- several looks at an image
+
+LOOKS = dataclasses.replace(CONFIG, looks=5, trust=10.0)
+
+
+@given(st.integers(1, 40))
+@few
+def test_looks_are_spread_evenly(looks):
+    shifts, most = Advection.shifts(looks), Advection.SHIFT
+    assert len(shifts) == looks and np.abs(shifts).max() <= most
+    assert looks > 1 or shifts == [(0, 0)]
+    rows, columns = np.transpose(shifts)
+    assert np.abs(rows.mean()) < 0.1 and np.abs(columns.mean()) < 1 + most / looks
+    if looks >= 2 * (2 * most + 1):   # each place is as likely, the outermost half as much
+        assert set(rows) == set(columns) == set(range(-most, most + 1))
+
+
+@torch.no_grad()
+def test_a_look_is_at_the_image_farther_down_and_to_the_right(monkeypatch):
+    """All but the outermost pixels are empty there, so that nothing is lost; what is found is back in its place."""
+    mage, (ids, text, speed) = model(), sample()
+    image = F.pad(torch.rand(2, 2, 10, 18), (3, 3, 3, 3))
+    monkeypatch.setattr(mage.advection, "image", lambda token_ids: image)
+    times = torch.randn(2, 3, 16)
+    for shift in ((2, -3), (0, 1), (-1, 0)):
+        found = mage.advection.displacements(None, ids[:, 0], times, text, shift)
+        monkeypatch.setattr(mage.advection, "image", lambda token_ids: image.roll(shift, (2, 3)))
+        apart = mage.advection.displacements(None, ids[:, 0], times, text)
+        monkeypatch.setattr(mage.advection, "image", lambda token_ids: image)
+        torch.testing.assert_close(found.things, apart.things.roll((-shift[0], -shift[1]), (3, 4)))
+        torch.testing.assert_close(found.told[0], apart.told[0])
+        torch.testing.assert_close(found.told[1], apart.told[1] - torch.tensor(shift))
+        assert not torch.allclose(found.things, mage.advection.displacements(None, ids[:, 0], times, text).things)
+
+
+@pytest.mark.parametrize("longest", [0, 9])
+@torch.no_grad()
+def test_several_looks_find_the_mean_of_what_each_finds(longest):
+    mage, (ids, text, speed) = model(dataclasses.replace(LOOKS, longest=longest)), sample()
+    found = mage.displacements(None, ids[:, 0], text, speed, looks=5)
+    alone = [mage._displacements(None, ids[:, 0], text, speed, None, shift) for shift in Advection.shifts(5)]
+    assert not torch.allclose(alone[0].chances, alone[1].chances, atol=1e-3)
+    for name in ("chances", "things", "endings")[:3 if longest else 2]:
+        each = np.stack([np.asarray(getattr(look, name), np.float64) for look in alone])
+        each = each.mean(0) if name == "things" else np.log(np.exp(each).mean(0))
+        np.testing.assert_allclose(getattr(found, name), each, rtol=1e-3, atol=1e-4)
+    assert found.endings is None or longest
+
+
+@torch.no_grad()
+def test_a_thing_is_where_the_error_expected_is_least():
+    """Against every picture at every displacement, all of them inside the image."""
+    mage = model().advection
+    things = torch.zeros(2, 3, 2, 16, 24)
+    things[..., 6:10, 7:17] = torch.rand(2, 3, 2, 4, 10)
+    chances = (3 * torch.randn(2, 4, 3, 26)).softmax(-1)
+    found = mage.least_error(chances, things)
+    everywhere = torch.eye(26)[None, :, None].expand(2, -1, 3, -1)
+    pictures = mage.pictures(everywhere, things)[:, :, :3].flatten(3).double()   # (b m things p)
+    apart = (pictures[:, :, None] - pictures[:, None]).square().sum(-1)      # (b m m things)
+    errors = torch.einsum("btkn,bmnk->btkm", chances.double(), apart)
+    assert found.shape == chances.shape and torch.equal(found.sum(-1), torch.ones(2, 4, 3))
+    least = errors.min(-1).values
+    torch.testing.assert_close((errors * found).sum(-1), least)
+    assert (errors.gather(-1, chances.argmax(-1, keepdim=True))[..., 0] > least + 0.1).float().mean() > 0.1
+
+
+@torch.no_grad()
+def test_generation_looks_several_times_and_training_once():
+    one, several, (ids, text, speed) = model(dataclasses.replace(LOOKS, looks=1)), model(LOOKS), sample()
+    assert not torch.equal(several.generate(ids[:, 0], text, speed), one.generate(ids[:, 0], text, speed))
+    dice = torch.rand(2, 4, 4, 6)
+    losses = [mage(ids, text, speed, dice=dice).loss for mage in (one, several)]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match="looks is 3 and unet 0: a U-Net looks at the first frame once or more"):
+        dataclasses.replace(CONFIG, unet=0, phrases=0, looks=3)
+    with pytest.raises(ValueError, match="looks is 0"):
+        dataclasses.replace(CONFIG, looks=0)
+    assert mage_config(preset("smoke", "double-mnist").mage, load_dataset("double-mnist"), 64).looks == 8
+    assert mage_config(preset("smoke", "single-mnist").mage, load_dataset("single-mnist"), 64).looks == 1
