@@ -10,13 +10,14 @@ the mean over all displacements; in a generated video it can be at one place, wh
 With `masks` a thing is not all of the first image but what a mask of its own cuts out of it, and all things together,
 the brighter in front, make a picture that is on offer too: what two digits need, that cover one another. With `unet`
 each thing is what one phrase of the caption names, cut out by a U-Net that sees the first image itself, and the last is
-the rest of it (see `phrases`); the motion anchor is then not asked, the words are read anew, each phrase by itself, and
-a clip's displacements cost so little that training can show many. What the U-Net saw of a thing also corrects the
-thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the centre of what is
-left of it is elsewhere. A video of Modified Moving MNIST ends when its last digit rests, and which of its frames a clip
-shows hangs on that: there each thing also says when it comes to rest, and where it is in a clip is a mean over all
-lengths that the video may have. What the U-Net finds is not quite the same when the image is a pixel or two elsewhere:
-a generated video can have it look several times, each at the image shifted, and take the mean (test-time augmentation).
+the rest of it, which stays where it is (see `phrases`); the motion anchor is then not asked, the words are read anew,
+each phrase by itself, and a clip's displacements cost so little that training can show many. What the U-Net saw of a
+thing corrects the thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the
+centre of what is left of it is elsewhere. A video of Modified Moving MNIST ends when its last digit rests, and which of
+its frames a clip shows hangs on that: there each thing also says when it comes to rest, and where it is in a clip is a
+mean over all lengths that the video may have. What the U-Net finds is not quite the same when the image is a pixel or
+two elsewhere: for a generated video it can look several times, each at the image shifted, and the mean counts
+(test-time augmentation).
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -55,7 +56,7 @@ class Displaced(NamedTuple):
     """Where things are: log `chances` of every displacement, at each time, of each thing (b t things m), and what the
     `things` are in the first frame (b things c H W). With a U-Net the logits of all `words` at each place (b v H/8
     W/8); with `longest` the log chances that the video ends after 1, 2 ... frames (b longest). What was `told` of the
-    things (b things d), their centres (b things 2) and the times (b t d)."""
+    things that may move (b things d), their centres (b things 2) and the times (b t d)."""
 
     chances: Tensor
     things: Tensor
@@ -84,6 +85,7 @@ class Advection(nn.Module):
     TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
     CENTRE = 0.5   # weight of how far off centres are, in squared pixels
     OFFSETS, ABOUT = 3, 2.0   # pixels by which a centre is tried elsewhere, and the standard deviation expected
+    STILL = -30.0  # log chance of a displacement of what stays where it is
     SHIFT = 3      # pixels along each axis, the most by which an image is shifted to be looked at once more
     ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
     ANY = 1e-3     # the chance that a video ends just anywhere
@@ -110,12 +112,12 @@ class Advection(nn.Module):
         if not masks:
             return
         if unet:
-            self.things_asked = nn.Parameter(torch.randn(2, width))   # of a phrase's words, and of all for the rest
+            self.asked = nn.Parameter(torch.randn(1, width))   # of a phrase's words
             self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
             self.unet = PhraseUNet(channels, unet, language.vocabulary_size)
             self.word_vectors = nn.Embedding(language.vocabulary_size, width)
             self.word_places = nn.Embedding(language.context_length, width)
-            self.meant, self.seen = nn.LayerNorm(width), nn.Linear(unet, width)
+            self.meant = nn.LayerNorm(width)
             self.votes = nn.Linear(unet, 2)   # how far a thing's centre is from what is seen of it
             _fresh((self.votes, 0.0))
             if longest:
@@ -179,10 +181,14 @@ class Advection(nn.Module):
             else:
                 what, centres, things = self._found(anchor.float(), image)
             if self.ends is not None:
-                named = torch.cat([what, _waves(centres, self.WAVES)], -1)[:, :PHRASES]
-                endings = self._endings(named)
+                endings = self._endings(torch.cat([what, _waves(centres, self.WAVES)], -1))
             times = self.when(times.float())
-            return Displaced(self._moved(what, centres, times), things.expand(-1, self.THINGS, -1, -1, -1), words,
+            chances = self._moved(what, centres, times)
+            if self.unet is not None:   # what no phrase names stays where it is
+                still = torch.full_like(chances[:, :, :1], self.STILL)
+                still[..., self.reach] = 0.0
+                chances = torch.cat([chances, still], 2)
+            return Displaced(chances, things.expand(-1, self.THINGS, -1, -1, -1), words,
                              endings, (what, centres, times))
 
     def _moved(self, what: Tensor, centres: Tensor, times: Tensor) -> Tensor:
@@ -216,8 +222,8 @@ class Advection(nn.Module):
 
     @classmethod
     def shifts(cls, looks: int) -> list[tuple[int, int]]:
-        """Pixels down and to the right by which an image is shifted for each of so many looks at it: a row of its own
-        for each, and columns by the golden ratio, so that any number of them is spread evenly; one is not shifted."""
+        """Pixels down and to the right by which an image is shifted for each of so many looks at it, spread evenly: rows
+        in equal steps, columns by the golden ratio; one alone is not shifted."""
         golden = (5 ** 0.5 - 1) / 2
         return [tuple(round(cls.SHIFT * (2 * place - 1)) for place in ((k + 0.5) / looks, (0.5 + k * golden) % 1))
                 for k in range(looks)]
@@ -269,23 +275,23 @@ class Advection(nn.Module):
         return what, centres, things
 
     def _cut_out(self, text_ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What each phrase of captions (b l) names in images (b c H W), and the rest of them: as `_found`, and the
-        logits of every word at each place."""
+        """What each phrase of captions (b l) names in images (b c H W), and the rest of them among things, the last: as
+        `_found`, and the logits of every word at each place.
+
+        How a thing moves is for words to say, not for its looks: in training both digits together tell the axis of the
+        second, and in testing it is the other one.
+        """
         language = self.language
         phrases, places = phrases_of(text_ids, language.separator, language.pad_id)
         features, masks, logits = self.unet(image, text_ids, phrases)
         things = image[:, None] * torch.cat([masks, (1 - masks).prod(1, keepdim=True)], 1)[:, :, None]
         seen, centres = _looks(things[:, :PHRASES], features)
-        rest = things[:, PHRASES:].abs().mean(2)
-        centres = torch.cat([centres + self.votes(seen), _centre(rest.sum(3), rest.sum(2))], 1)
-
-        everything = (text_ids != language.pad_id)[:, None]   # the rest is told all, as a phrase without words is
-        heard = torch.cat([torch.where(phrases.any(2, keepdim=True), phrases, everything), everything], 1)
+        everything = (text_ids != language.pad_id)[:, None]   # a phrase without words is told all
+        heard = torch.where(phrases.any(2, keepdim=True), phrases, everything)
         bias = torch.zeros(heard.shape, device=image.device).masked_fill_(~heard, float("-inf"))[:, None]
         words = self.words(self.word_vectors(text_ids) + self.word_places(places))
-        asked = self.things_asked[[0] * PHRASES + [1]].expand(len(words), 1, -1, -1)
-        asked = self.meant(self.read(asked, words, bias)[:, 0])
-        return self.what(asked + F.pad(self.seen(seen), (0, 0, 0, 1))), centres, things, logits
+        meant = self.meant(self.read(self.asked.expand(len(words), 1, PHRASES, -1), words, bias)[:, 0])
+        return self.what(meant), centres + self.votes(seen), things, logits
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
@@ -351,7 +357,7 @@ class Advection(nn.Module):
         says nothing.
         """
         what, centres, times = (told.detach() for told in displaced.told)
-        what, start, times, seen = what[:, :PHRASES], centres[:, :PHRASES], times[:, frames], seen[:, :, :PHRASES]
+        start, times, seen = centres, times[:, frames], seen[:, :, :PHRASES]
         offsets = torch.arange(-self.OFFSETS, self.OFFSETS + 1, device=what.device)
         with torch.no_grad(), torch.autocast(what.device.type, enabled=False):
             off = []
@@ -362,7 +368,7 @@ class Advection(nn.Module):
                 off.append((fits.softmax(0) * offsets[:, None, None]).sum(0))
             off = torch.stack(off, -1)
             target = start + off * (off.abs() > 0.5)
-        return 0.5 * (displaced.told[1][:, :PHRASES] - target).square().sum((1, 2)).mean()
+        return 0.5 * (displaced.told[1] - target).square().sum((1, 2)).mean()
 
     def error(self, misses: Tensor, picture: Tensor, displaced: Displaced, text_ids: Tensor,
               lengths: Tensor | None, off_centre: Tensor | None) -> Tensor:

@@ -37,11 +37,11 @@ class MAGEConfig:
     their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
     pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
     pixels, with `trust` > 1 what moves is at one place in generation (`Advection.least_error`), and is trusted so many
-    times as much as was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0 is the
-    width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the word at which one
-    begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ and it is asked
-    when the things that a caption names come to rest. `looks` says how often generation has the U-Net look at the first
-    frame, shifted each time, for a mean of what it finds.
+    times as much as was learned, and with `masks` each thing that moves is a part of the first frame, not all of it;
+    `unet` > 0 is the width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the
+    word at which one begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ
+    and it is asked when the things that a caption names come to rest. `looks` says how often generation has the U-Net
+    look at the first frame, shifted each time, for a mean of what it finds.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -348,8 +348,9 @@ class MAGE(nn.Module):
         if self.advection is None:
             raise ValueError("this model moves nothing by pixels: make it with MAGEConfig(advection=..., patch=...)")
         if looks > 1 and self.config.unet:
-            return self.advection.together([self._displacements(anchor, first_token_ids, text_ids, speed, lengths, shift)
-                                            for shift in self.advection.shifts(looks)])
+            found = [self._displacements(anchor, first_token_ids, text_ids, speed, lengths, shift)
+                     for shift in self.advection.shifts(looks)]
+            return self.advection.together(found)
         return self._displacements(anchor, first_token_ids, text_ids, speed, lengths)
 
     def _displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor,

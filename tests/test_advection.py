@@ -326,7 +326,7 @@ def test_with_a_u_net_more_clips_cost_no_motion_anchor(monkeypatch):
     torch.testing.assert_close(out.displacement_loss, whole.displacement_loss)
     others = mage(ids, torch.cat([text[:2], text[:1].expand(4, -1)]), speed, dice=dice)
     assert (others.displacement_loss - whole.displacement_loss).abs() > 1e-3, "each clip's own words"
-    parts = [mage.advection.unet.cut.weight, mage.advection.things_asked, mage.advection.word_vectors.weight]
+    parts = [mage.advection.unet.cut.weight, mage.advection.asked, mage.advection.word_vectors.weight]
     assert all(gradient.any() for gradient in torch.autograd.grad(out.displacement_loss, parts))
 
 

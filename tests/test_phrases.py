@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Bernoulli
@@ -186,7 +186,7 @@ def test_a_mask_begins_where_its_own_words_are_likelier_than_the_others():
 # ---------------------------------------------------------------- displacements
 
 @torch.no_grad()
-def test_each_thing_hears_its_own_phrase_and_the_rest_all_of_them():
+def test_each_thing_hears_its_own_phrase_and_the_rest_stays_where_it_is():
     mage, (ids, text, speed) = model(), sample()
     mage.advection.unet.cost.fill_(1.0)   # no word says anything of places
     chances, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
@@ -201,8 +201,10 @@ def test_each_thing_hears_its_own_phrase_and_the_rest_all_of_them():
         others, parts, *_ = mage.displacements(None, ids[:, 0], words, speed)
         torch.testing.assert_close(parts, things)
         assert not torch.allclose(others[:, :, heard], chances[:, :, heard], atol=1e-2)
-        assert not torch.allclose(others[:, :, 2], chances[:, :, 2], atol=1e-2)
         torch.testing.assert_close(others[:, :, 1 - heard], chances[:, :, 1 - heard])
+    still = torch.zeros(2, 4, 26)
+    still[..., 6] = 1
+    torch.testing.assert_close(chances[:, :, 2].exp(), still)
     padded = mage.displacements(None, ids[:, 0], F.pad(text, (0, 2)), speed)
     torch.testing.assert_close(padded[:2], (chances, things), atol=1e-5, rtol=1e-4)
     slow, *_ = mage.displacements(None, ids[:, 0], text, speed / 2)
@@ -228,18 +230,25 @@ def test_a_centre_is_a_things_own_and_corrected_by_what_is_seen_of_it():
     made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
     made.votes.register_forward_hook(lambda layer, given, out: seen.append(out))
     _, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
-    mass = things.mean(2).double().numpy()
+    mass = things[:, :2].mean(2).double().numpy()
     centres = np.stack([(mass * place).sum((2, 3)) / mass.sum((2, 3)) for place in np.indices(mass.shape[2:])], -1)
-    centres[:, :2] += seen[0].numpy()
+    centres += seen[0].numpy()
     assert seen[0].std() > 0.01
     periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
     np.testing.assert_allclose(told[0][..., :16], np.sin(2 * np.pi * centres[..., :1] / periods), atol=1e-3)
     np.testing.assert_allclose(told[0][..., 48:], np.cos(2 * np.pi * centres[..., 1:] / periods), atol=1e-3)
-    before, *_ = mage.displacements(None, ids[:, 0], text, speed)
-    made.seen.weight.zero_()   # what is seen of a thing says more than where it is, of all but the rest
-    after, *_ = mage.displacements(None, ids[:, 0], text, speed)
-    for thing, same in enumerate((False, False, True)):
-        assert torch.allclose(after[:, :, thing], before[:, :, thing], atol=1e-3) == same
+
+
+@torch.no_grad()
+def test_how_a_thing_moves_is_for_words_to_say_and_not_for_its_looks():
+    mage, (ids, text, speed) = model(), sample()
+    made = mage.advection
+    made.votes.weight.zero_()
+    before = mage.displacements(None, ids[:, 0], text, speed)
+    made.unet.register_forward_hook(lambda unet, given, found: (3 * found[0].flip(1) - 1, *found[1:]))
+    torch.testing.assert_close(mage.displacements(None, ids[:, 0], text, speed)[:2], before[:2])
+    text[:, 2] = 8
+    assert not torch.allclose(mage.displacements(None, ids[:, 0], text, speed)[0], before[0], atol=1e-2)
 
 
 @torch.no_grad()
@@ -250,7 +259,7 @@ def test_a_caption_of_one_phrase_has_another_thing_that_hears_it_too():
     assert chances.isfinite().all() and things.isfinite().all()
     text[:, 0] = 5
     others, *_ = mage.displacements(None, ids[:, 0], text, speed)
-    assert all(not torch.allclose(others[:, :, thing], chances[:, :, thing], atol=1e-2) for thing in range(3))
+    assert all(not torch.allclose(others[:, :, thing], chances[:, :, thing], atol=1e-2) for thing in range(2))
 
 
 def shifted(image, far, axis):
@@ -308,7 +317,7 @@ def test_masks_learn_where_things_are_seen_to_be_whatever_was_expected():
 def test_centres_learn_where_what_was_seen_says_that_they_are(off, axis):
     """Things whose displacement tells their row, or their column: it is the number of it modulo 13, at every time."""
     made, asked = model().advection, []
-    what, times, frames = torch.randn(2, 3, 16), torch.randn(2, 4, 16), torch.tensor([0, 2])
+    what, times, frames = torch.randn(2, 2, 16), torch.randn(2, 4, 16), torch.tensor([0, 2])
 
     def moved(what, centres, times):
         asked.append(times)
@@ -317,9 +326,9 @@ def test_centres_learn_where_what_was_seen_says_that_they_are(off, axis):
         return chances.log()[:, None].expand(-1, times.shape[1], -1, -1)
 
     made._moved, off = moved, torch.tensor(off).view(2, 2).float()
-    centres = torch.tensor([[[4.0, 8.0], [8.0, 12.0], [5.0, 5.0]]] * 2) + 0.3
+    centres = torch.tensor([[[4.0, 8.0], [8.0, 12.0]]] * 2) + 0.3
     there = centres.clone()
-    there[:, :2, axis] += off
+    there[..., axis] += off
     seen = moved(what, there, times[:, frames]).exp()
     centres.requires_grad_()
     loss = made.off_centre(Displaced(seen, seen, told=(what, centres, times)), frames, seen)
@@ -327,8 +336,8 @@ def test_centres_learn_where_what_was_seen_says_that_they_are(off, axis):
     near = torch.where(off.abs() <= made.OFFSETS, off, 0.0)   # farther off than is looked, nothing is said
     torch.testing.assert_close(loss, 0.5 * near.square().sum(1).mean(), atol=1e-4, rtol=1e-3)
     loss.backward()
-    expected = torch.zeros(2, 3, 2)
-    expected[:, :2, axis] = -near / 2   # each clip is half of the mean
+    expected = torch.zeros(2, 2, 2)
+    expected[..., axis] = -near / 2   # each clip is half of the mean
     torch.testing.assert_close(centres.grad, expected, atol=1e-3, rtol=1e-3)
     either = seen + moved(what, there + 1, times[:, frames]).exp()   # within half a pixel it says nothing
     within = Displaced(seen, seen, told=(what, there, times))
@@ -454,7 +463,7 @@ def ending(seed=0):
     """A model that tells how many frames a video has, and is fairly sure."""
     mage = model(ENDS, seed)
     with torch.no_grad():
-        mage.advection.ends[-1].weight.normal_(std=0.8)
+        mage.advection.ends[-1].weight.normal_(std=1.2)
     return mage
 
 
@@ -472,7 +481,7 @@ def test_a_video_ends_when_the_last_of_its_things_rests():
     for one, other in np.ndindex(LONGEST, LONGEST):
         expected[:, max(one, other)] += rests[:, 0, one] * rests[:, 1, other]
     expected = (1 - made.ANY) * expected + made.ANY / LONGEST
-    assert expected.max() > 0.3, "far from even"
+    assert expected.max() > 2 / LONGEST, "far from even"
     np.testing.assert_allclose(endings.exp(), expected, atol=1e-6)
     made.ends[-1].weight.mul_(1e4)   # certain of what does not happen: never more than so wrong
     endings = mage.displacements(None, ids[:, 0], text, speed).endings
@@ -497,6 +506,8 @@ def test_where_things_are_is_a_mean_over_the_lengths_that_a_video_may_have():
 @given(st.integers(1, LONGEST), st.integers(1, LONGEST), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 @torch.no_grad()
 def test_with_a_known_length_only_the_frames_shown_count(length, other_length, eta, other):
+    for frames, at in ((length, eta), (other_length, other)):   # one frame more or less: not a matter of the last bit
+        assume(abs(frames / (CONFIG.intervals[0] + at * np.diff(CONFIG.intervals)[0]) % 1 - 0.5) > 1e-4)
     mage, (ids, text, _) = ending(), sample()
     shown = [frame_indices(frames, at, CONFIG.intervals, CONFIG.clip_length)[1:]
              for frames, at in ((length, eta), (other_length, other))]
@@ -650,7 +661,7 @@ def test_looks_are_spread_evenly(looks):
     assert len(shifts) == looks and np.abs(shifts).max() <= most
     assert looks > 1 or shifts == [(0, 0)]
     rows, columns = np.transpose(shifts)
-    assert np.abs(rows.mean()) < 0.1 and np.abs(columns.mean()) < 1 + most / looks
+    assert np.abs(rows.mean()) < 0.5 and np.abs(columns.mean()) < 1 + most / looks
     if looks >= 2 * (2 * most + 1):   # each place is as likely, the outermost half as much
         assert set(rows) == set(columns) == set(range(-most, most + 1))
 
@@ -693,7 +704,7 @@ def test_a_thing_is_where_the_error_expected_is_least():
     mage = model().advection
     things = torch.zeros(2, 3, 2, 16, 24)
     things[..., 6:10, 7:17] = torch.rand(2, 3, 2, 4, 10)
-    chances = (3 * torch.randn(2, 4, 3, 26)).softmax(-1)
+    chances = torch.randn(2, 4, 3, 26).softmax(-1)
     found = mage.least_error(chances, things)
     everywhere = torch.eye(26)[None, :, None].expand(2, -1, 3, -1)
     pictures = mage.pictures(everywhere, things)[:, :, :3].flatten(3).double()   # (b m things p)
