@@ -222,8 +222,8 @@ class Advection(nn.Module):
 
     @classmethod
     def shifts(cls, looks: int) -> list[tuple[int, int]]:
-        """Pixels down and to the right by which an image is shifted for each of so many looks at it, spread evenly: rows
-        in equal steps, columns by the golden ratio; one alone is not shifted."""
+        """Pixels down and to the right by which an image is shifted for each of so many looks at it. They are spread
+        evenly: rows in equal steps, columns by the golden ratio; one alone is not shifted."""
         golden = (5 ** 0.5 - 1) / 2
         return [tuple(round(cls.SHIFT * (2 * place - 1)) for place in ((k + 0.5) / looks, (0.5 + k * golden) % 1))
                 for k in range(looks)]
