@@ -42,9 +42,10 @@ def test_where_two_digits_move_each_is_cut_out(name):
     assert alone.mage.trust == 10 and mage_config(alone.mage, load_dataset("single-mnist"), 8, 8).trust == 10
     for two in ("double-mnist", "modified-mnist"):
         width = 8 if name == "smoke" else 32
-        assert preset(name, two) == changed(alone, ["mage.masks=True", f"mage.unet={width}", "mage.unet_muon=2"])
+        differs = ["mage.masks=True", f"mage.unet={width}", "mage.unet_muon=2", "mage.looks=8"]
+        assert preset(name, two) == changed(alone, differs)
         config = mage_config(preset(name, two).mage, load_dataset(two), 8, 8)
-        assert config.masks and config.unet == width and load_dataset(two).vocabulary[config.phrases] == "and"
+        assert config.masks and config.unet == width and config.looks == 8 and load_dataset(two).vocabulary[config.phrases] == "and"
     assert not mage_config(preset(name, "cater-gen-v1").mage, load_dataset("cater-gen-v1"), 8, 8).masks
 
 
