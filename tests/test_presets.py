@@ -45,7 +45,8 @@ def test_where_two_digits_move_each_is_cut_out(name):
         differs = ["mage.masks=True", f"mage.unet={width}", "mage.unet_muon=2", "mage.looks=8"]
         assert preset(name, two) == changed(alone, differs)
         config = mage_config(preset(name, two).mage, load_dataset(two), 8, 8)
-        assert config.masks and config.unet == width and config.looks == 8 and load_dataset(two).vocabulary[config.phrases] == "and"
+        assert config.masks and config.unet == width and config.looks == 8
+        assert load_dataset(two).vocabulary[config.phrases] == "and"
     assert not mage_config(preset(name, "cater-gen-v1").mage, load_dataset("cater-gen-v1"), 8, 8).masks
 
 
