@@ -278,8 +278,8 @@ class Advection(nn.Module):
         """What each phrase of captions (b l) names in images (b c H W), and the rest of them among things, the last: as
         `_found`, and the logits of every word at each place.
 
-        How a thing moves is for words to say, not for its looks: in training both digits together tell the axis of the
-        second, and in testing it is the other one.
+        How a thing moves is for words to say, not for its looks: told by these as well, with its true centre, it was 5
+        pixels off or more in one case of 20, and by words alone in one of 500 (notebook 04).
         """
         language = self.language
         phrases, places = phrases_of(text_ids, language.separator, language.pad_id)
