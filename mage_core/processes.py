@@ -2,8 +2,8 @@
 
     accelerate launch --num_processes 2 -m mage_core.training --dataset single-mnist --preset gpu
 
-Accelerate starts the processes, chooses their devices and carries the tensors (on a CPU, where its launcher asks for
-MPI, `torchrun --nproc-per-node 2 -m mage_core.training` starts them). Every process knows the whole batch, for what is
+Accelerate starts the processes, chooses their devices and carries the tensors. On a CPU its launcher asks for MPI, and
+`torchrun --nproc-per-node 2 -m -- mage_core.training` starts them. Every process knows the whole batch, for what is
 drawn is a function of the step, and takes its slice: the mean of all gradients is what one process computes alone.
 """
 

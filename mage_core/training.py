@@ -5,7 +5,7 @@
 A run lives in one folder: `vqvae.pt`, `mage.pt` (checkpoints), `vqvae.jsonl`, `mage.jsonl` (curves),
 `weights.safetensors` and its card `weights.json`. The loop itself is in `loop`, what a step sees in `batches`.
 
-Several GPUs share each batch and end where one process would (on a CPU: torchrun --nproc-per-node 2 -m ...):
+Several GPUs share each batch and end where one process would (on a CPU: torchrun --nproc-per-node 2 -m -- ...):
 
     accelerate launch --num_processes 2 -m mage_core.training --dataset single-mnist --preset gpu
 

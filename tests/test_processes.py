@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.distributed.run import parse_args
 
 from mage_core.processes import ALONE, Alone, processes
 
@@ -103,3 +105,12 @@ def test_one_process_shares_with_nobody():
     ALONE.copy([row])
     ALONE.wait()
     assert torch.equal(row, torch.ones(2)) and ALONE.gather(row) is row and ALONE.any(True) and not ALONE.any(False)
+
+
+def test_torchrun_leaves_every_option_of_ours_to_training_as_the_readme_calls_it(repository):
+    """Without the `--` it takes `--run` for its own `--run-path`, and `--start` for `--start-method`."""
+    (told,) = re.findall(r"`torchrun (.*) \.\.\.`", (repository / "README.md").read_text())
+    ours = [word for option in ("--run", "--start", "--seed", "--set", "--minutes") for word in (option, "1")]
+    args = parse_args([*told.split(), *ours])
+    assert args.nproc_per_node == "2" and args.module
+    assert args.training_script == "mage_core.training" and args.training_script_args == ours
