@@ -361,8 +361,9 @@ def motion_end_plot(speeds: Sequence[float], truth: Sequence[int], generated: Se
 
 
 class Player:
-    """A notebook panel: write a caption, set speed and seed, press the button, see the video.
+    """A notebook panel: write or choose a caption, move the speed, and see the video that follows.
 
+    Each change of caption, speed (once the slider is let go) or seed generates anew, and so does the button.
     `generate(image, caption, speed, seed) -> video (t c H W)` is any generator of this project or yours;
     `image` is (c H W) in [0, 1] or uint8. What it raises for bad input is shown in the panel, not as a
     traceback. The parts are `caption`, `examples`, `speed`, `seed`, `button`, `picture`, `message`; `video`
@@ -383,13 +384,17 @@ class Player:
         self.caption = widgets.Text(value=captions[0], description="caption", continuous_update=False, **wide)
         self.examples = widgets.Dropdown(options=captions, value=captions[0], description="examples", **wide)
         self.speed = widgets.FloatSlider(value=check_speed(speed), min=0.01, max=0.99, step=0.01,
-                                         description="speed η", readout_format=".2f", **wide)
+                                         description="speed η", readout_format=".2f", continuous_update=False, **wide)
         self.seed = widgets.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed",
                                            style={"description_width": "70px"})
         self.button = widgets.Button(description="generate", button_style="primary")
         self.message = widgets.HTML()
-        self.picture = widgets.Image(value=gif_bytes(torch.as_tensor(image)[None], fps, scale), format="gif")
+        size = {side: f"{scale * pixels}px" for side, pixels in zip(("height", "width"), image.shape[-2:])}
+        self.picture = widgets.Image(value=gif_bytes(torch.as_tensor(image)[None], fps, scale), format="gif",
+                                     layout=widgets.Layout(align_self="flex-start", **size))   # not the panel's width
         self.examples.observe(lambda change: setattr(self.caption, "value", change["new"]), names="value")
+        for part in (self.caption, self.speed, self.seed):
+            part.observe(lambda _: self.play(), names="value")
         self.button.on_click(lambda _: self.play())
         rows = [self.caption, self.speed, widgets.HBox([self.seed, self.button]), self.message, self.picture]
         if len(captions) > 1:

@@ -253,29 +253,36 @@ def player():
     return panel, calls
 
 
-def test_the_panel_generates_what_its_parts_say(player):
+def test_the_panel_generates_what_its_parts_say_at_every_change_and_click(player):
     panel, calls = player
-    before = panel.picture.value
-    assert before[:3] == b"GIF"
-    panel.caption.value, panel.speed.value, panel.seed.value = "the digit 7 is moving down then up .", 0.25, 4
-    panel.button.click()
-    assert calls == [("the digit 7 is moving down then up .", 0.25, 4)]
+    before, first, second = panel.picture.value, panel.caption.value, "the digit 7 is moving down then up ."
+    assert before[:3] == b"GIF" and not calls
+    panel.caption.value, panel.speed.value, panel.seed.value = second, 0.25, 4
+    assert calls == [(second, 0.5, 0), (second, 0.25, 0), (second, 0.25, 4)]
     assert panel.picture.value == display.gif_bytes(panel.video, panel.fps, panel.scale) != before
     assert "10 frames" in panel.message.value
+    panel.button.click()
+    assert calls[3:] == [(second, 0.25, 4)]
     panel.examples.value = panel.examples.options[1]
-    assert panel.caption.value == "the digit 7 is moving left then right ."
+    assert panel.caption.value == calls[-1][0] == "the digit 7 is moving left then right ." != first
+    assert len(calls) == 5
+
+
+def test_the_panel_shows_the_picture_in_its_own_size(player):
+    panel, _ = player
+    shown = Image.open(io.BytesIO(panel.picture.value)).size
+    assert (panel.picture.layout.width, panel.picture.layout.height) == tuple(f"{side}px" for side in shown)
+    assert panel.picture.layout.align_self == "flex-start"   # a column stretches what says nothing of this
 
 
 def test_the_panel_shows_the_grammar_s_error_and_lives_on(player):
     panel, calls = player
     before = panel.picture.value
     panel.caption.value = "the digit 7 is moving upp then down ."
-    panel.button.click()
     assert "upp" in panel.message.value and "Traceback" not in panel.message.value
     assert display.GENERATED in panel.message.value
     assert panel.picture.value == before and not panel.button.disabled and not calls
     panel.caption.value = "the digit 7 is moving up then down ."
-    panel.button.click()
     assert len(calls) == 1 and "upp" not in panel.message.value
 
 
