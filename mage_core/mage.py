@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last fifteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last sixteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
@@ -41,7 +42,8 @@ class MAGEConfig:
     `unet` > 0 is the width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the
     word at which one begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ
     and it is asked when the things that a caption names come to rest. `looks` says how often generation has the U-Net
-    look at the first frame, shifted each time, for a mean of what it finds.
+    look at the first frame, shifted each time, for a mean of what it finds; `still` by how many nats generation takes
+    it to be likelier than the logits say that a token is the first frame's (`with_still`).
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -80,6 +82,7 @@ class MAGEConfig:
     phrases: int = 0
     longest: int = 0
     looks: int = 1
+    still: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -118,6 +121,8 @@ class MAGEConfig:
         if self.looks < 1 or self.looks > 1 and not self.unet:
             raise ValueError(f"MAGEConfig.looks is {self.looks} and unet {self.unet}: a U-Net looks at the first frame "
                              "once or more; without one leave it at 1")
+        if not 0 <= self.still < 100:
+            raise ValueError(f"MAGEConfig.still is {self.still}: it must be 0 or more nats, and less than 100")
         if self.advection:
             block_grid(self.groups, self.patch[1])
             side = min(self.rows, self.columns) * self.patch[1]
@@ -485,11 +490,14 @@ class MAGE(nn.Module):
         things = self._things(anchor, token_ids[:, 0], text_ids, speed, looks=config.looks,
                               at_one_place=config.trust > 1)
         new, given = first, anchor
+        start = self._codes(token_ids[:, :1])
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
             logits = self._logits(features[:, -1:], None if things is None else things[:, number:number + 1],
                                   config.trust)
+            if config.still:
+                logits = with_still(logits, start, config.still)
             next_ids = self._likeliest(logits)
             if codes is not None:
                 means.append(likely_mean(logits, codes.float(), config.groups))
@@ -627,7 +635,7 @@ class MAGE(nn.Module):
 def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None:
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
-    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust", "looks")
+    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust", "looks", "still")
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
@@ -681,6 +689,22 @@ def token_loss(logits: Tensor, targets: Tensor, count: int | None = None, weight
 def likeliest(logits: Tensor) -> Tensor:
     """The arg-max over the last dimension; on a CPU this way is four times as fast in bf16."""
     return logits.max(-1).indices
+
+
+def with_still(logits: Tensor, start: Tensor, nats: float) -> Tensor:
+    """Logits (... k) or (... groups k) of the codes that tokens are made of, the codes (... groups) of the same places
+    in the first frame -> logits where a token is its first frame's again with odds exp(nats) times as high.
+
+    A loss half of which is over tokens that change teaches that half of them do, of what clips show a tenth or a
+    fifth: the prior has to be put right (Saerens, Latinne and Decaestecker 2002). That all of a token's codes stay has
+    the product of their chances where each is drawn by itself; whole tokens stay more often, so that more `nats` than
+    those of the prior were best (notebook 04).
+    """
+    chances = logits.float().log_softmax(-1)
+    codes = chances if start.shape[-1] > 1 else chances[..., None, :]
+    stays = codes.gather(-1, start[..., None])
+    together = stays.sum(-2, keepdim=True) + math.log(math.expm1(nats))
+    return codes.scatter(-1, start[..., None], torch.logaddexp(stays, together)).view_as(chances)
 
 
 def likely_mean(logits: Tensor, codes: Tensor, groups: int = 1, least: float = 0.02) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from einops import rearrange
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mage_core.mage import MAGE, MAGEConfig, likely_mean
+from mage_core.mage import MAGE, MAGEConfig, likely_mean, with_still
 from mage_core.tokens import block_grid, check_tokens, code_vectors, id_dtype, join_ids, split_ids
 from mage_core.vqvae import VQVAE, Codebook, VQVAEConfig, nearest_code
 
@@ -221,3 +222,32 @@ def test_the_mean_code_is_taken_group_by_group():
     mage, (ids, text, speed) = model(), sample()
     tokens, means = mage.generate(ids[:, 0], text, speed, codes=codes)
     assert torch.equal(means[:, 0], code_vectors(tokens[:, 0], codes, 3)) and means.shape == (*tokens.shape, 12)
+
+
+@settings(max_examples=20)
+@given(seeds, st.sampled_from([1, 2, 3]), st.floats(0.1, 20))
+def test_that_a_token_stays_as_a_whole_has_its_odds_raised_against_brute_force(seed, groups, nats):
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(4, groups, 5, generator=draw)
+    start = torch.randint(5, (4, groups), generator=draw)
+    found = with_still(logits if groups > 1 else logits[:, 0], start, nats).softmax(-1).view(4, groups, 5)
+    for row in range(4):
+        chances = logits[row].double().softmax(-1)
+        joint = {codes: math.prod(chances[group, code] for group, code in enumerate(codes))
+                 for codes in itertools.product(range(5), repeat=groups)}
+        joint[tuple(start[row].tolist())] *= math.exp(nats)
+        for group, code in itertools.product(range(groups), range(5)):
+            wanted = sum(chance for codes, chance in joint.items() if codes[group] == code) / sum(joint.values())
+            assert found[row, group, code].item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
+def test_generation_stays_at_the_first_frame_where_it_must():
+    mage, (ids, text, speed) = model(), sample()
+    made = mage.generate(ids[:, 0], text, speed)
+    assert (made != made[:, :1]).any()
+    mage.config = dataclasses.replace(mage.config, still=99.0)
+    assert torch.equal(mage.generate(ids[:, 0], text, speed), made[:, :1].expand_as(made))
+    assert torch.equal(mage.generate(ids[:, 0], text, speed, recompute=True), made[:, :1].expand_as(made))
+    for wrong in (-1.0, 100.0):
+        with pytest.raises(ValueError, match=f"still is {wrong}: it must be 0 or more nats"):
+            dataclasses.replace(mage.config, still=wrong)
