@@ -43,9 +43,13 @@ class Clips:
         return len(self.source)
 
     def batch(self, samples: np.ndarray, speeds: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """The clips of samples (b,) at speeds (b,): token ids (b T h w) int64, text ids (b l), speed (b,)."""
-        frames = sampled_frames(torch.from_numpy(self.source.lengths[samples]), torch.from_numpy(speeds),
-                                self.source.interval, self.source.clip_length).numpy()
+        """The clips of samples (b,) at speeds (b,), or at those of their own that these stand for: token ids (b T h w)
+        int64, text ids (b l), speed (b,)."""
+        if self.source.speeds is not None:
+            frames, speeds = self.source.at_own_speeds(samples, speeds)
+        else:
+            frames = sampled_frames(torch.from_numpy(self.source.lengths[samples]), torch.from_numpy(speeds),
+                                    self.source.interval, self.source.clip_length).numpy()
         rows = sent(samples, self.device)
         return (self.token_ids[rows[:, None], sent(frames, self.device)].long(), self.text_ids[rows],
                 sent(speeds.astype(np.float32), self.device))

@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mage_core import captions
+from mage_core.draws import Draws
 from mage_core.files import cache_folder, write_whole
 from mage_core.machine import autocast
 from mage_core.tokens import id_dtype
@@ -185,10 +186,11 @@ def text_ids(captions_: Sequence[str], dataset: Dataset | str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TokenClips:
-    """All frames of n pairs as tokens, with their captions: what the second stage trains on.
+    """n pairs as tokens, with their captions: what the second stage trains on.
 
     `token_ids` (n, frames, h, w) of `tokens.id_dtype`, shorter videos padded; `lengths` (n,) frames of each; `text_ids`
-    (n l) int64.
+    (n l) int64. With `speeds` (n k) a pair has no other speeds than these k, and its frames are those of one clip after
+    the other.
     """
 
     token_ids: np.ndarray
@@ -196,16 +198,27 @@ class TokenClips:
     text_ids: torch.Tensor
     interval: tuple[float, float]
     clip_length: int
+    speeds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def at_own_speeds(self, samples: np.ndarray, speeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pair has k speeds: which frames of the `token_ids` of some samples (b,) show the clips (b T), and
+        the speeds (b,), for speeds (b,) that were asked for: each k-th part of (0, 1) stands for one of them."""
+        which = (speeds * self.speeds.shape[1]).astype(np.int64)
+        return which[:, None] * self.clip_length + np.arange(self.clip_length), self.speeds[samples, which]
+
     def batch(self, samples: Sequence[int], speeds: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The clips of some samples at some speeds: token ids (b T h w) int64, text ids (b l), speed (b,)."""
-        rows = [self.token_ids[sample, frame_indices(self.lengths[sample], speed, self.interval, self.clip_length)]
-                for sample, speed in zip(samples, speeds)]
-        return (torch.from_numpy(np.stack(rows).astype(np.int64)), self.text_ids[torch.as_tensor(samples)],
-                torch.tensor(speeds, dtype=torch.float32))
+        samples = np.asarray(samples)
+        if self.speeds is not None:
+            frames, speeds = self.at_own_speeds(samples, np.asarray(speeds))
+        else:
+            frames = np.stack([frame_indices(self.lengths[sample], speed, self.interval, self.clip_length)
+                               for sample, speed in zip(samples, speeds)])
+        return (torch.from_numpy(self.token_ids[samples[:, None], frames].astype(np.int64)),
+                self.text_ids[torch.from_numpy(samples)], torch.tensor(speeds, dtype=torch.float32))
 
 
 def cache_key(*what: object) -> str:
@@ -213,16 +226,20 @@ def cache_key(*what: object) -> str:
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
-def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed: int = 0, chunk: int = 100,
-                progress: bool = True) -> TokenClips:
-    """The first `count` samples of a split as tokens, from the cache or made and kept there.
+def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: str, seed: int = 0, first_pair: int = 0,
+                speeds: int | None = None, chunk: int = 100, progress: bool = True) -> TokenClips:
+    """`count` samples of a split from `first_pair` on as tokens, from the cache or made and kept there.
 
-    Only frames that some speed shows are drawn; the others get the tokens of the frame before. The cache's name is a
-    hash of the dataset, its content, the split, seed, `vqvae_key` (`training.token_key` of the VQ-VAE) and, of a
-    folder, which frames are shown; it lies in parts of `chunk` samples (see `in_parts`), which runs with more or fewer
-    samples share. Captions are not in it: they are read anew.
+    Only frames that some speed shows are drawn; the others get the tokens of the frame before. With `speeds`, each pair
+    has so many speeds of its own, drawn from its seed, and only their frames are drawn. The cache's name is a hash of
+    the dataset, its content, the split, seed, `vqvae_key` (`training.token_key` of the VQ-VAE), `first_pair` and
+    `speeds` where given, and, of a folder, which frames are shown; it lies in parts of `chunk` samples (`in_parts`),
+    which runs with more or fewer samples share. Captions are not in it: they are read anew.
     """
-    specs = [dataset.spec(split, index, seed) for index in range(count)]
+    specs = [dataset.spec(split, index, seed) for index in range(first_pair, first_pair + count)]
+    own = None if speeds is None else np.array([
+        [draws.inside() for _ in range(speeds)] for draws in (
+            Draws("speeds", dataset.name, split, first_pair + index, seed) for index in range(count))])
     lengths = np.asarray(dataset.lengths(specs))
     device = next(vqvae.parameters()).device
     side = dataset.image_size // vqvae.config.down
@@ -232,24 +249,31 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
         longest, made = lengths[first:end].max(), []
         for at in range(first, end, CLIPS_AT_ONCE):   # pixels of a few videos at a time, however many there are
             few = range(at, min(end, at + CLIPS_AT_ONCE))
-            frames = np.stack([_shown(int(lengths[k]), dataset.interval, dataset.clip_length, int(longest))
-                               for k in few])
+            frames = np.stack([
+                _shown(int(lengths[k]), dataset.interval, dataset.clip_length, int(longest)) if own is None else
+                np.concatenate([frame_indices(int(lengths[k]), speed, dataset.interval, dataset.clip_length)
+                                for speed in own[k]]) for k in few])
             made.append(encode_frames(vqvae, dataset.clips([specs[k] for k in few], frames), device))
         return np.concatenate(made)
 
     # what shows frames is a folder's own choice; of what is drawn here it comes with the name
     shown = () if dataset.endless else (dataset.interval, dataset.clip_length)
-    key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key, *shown)
+    some = ((first_pair,) if first_pair else ()) + (("speeds", speeds) if speeds else ())
+    key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key, *shown, *some)
     dtype = id_dtype(vqvae.config.tokens)
-    tokens = np.zeros((count, int(lengths.max()), side, side), dtype)
+
+    def frames_of(first: int, end: int) -> int:
+        return int(lengths[first:end].max()) if speeds is None else speeds * dataset.clip_length
+
+    tokens = np.zeros((count, frames_of(0, count), side, side), dtype)
     for first, part in in_parts(
             cache_folder() / f"tokens-{dataset.name}-{split}-{key}", count, make, chunk=chunk, dtype=dtype,
-            shape=lambda first, end: (end - first, int(lengths[first:end].max()), side, side),
+            shape=lambda first, end: (end - first, frames_of(first, end), side, side),
             title=f"tokens of {dataset.name}, {split}", unit="video", progress=progress):
         tokens[first:first + len(part), :part.shape[1]] = part
         tokens[first:first + len(part), part.shape[1]:] = part[:, -1:]
     return TokenClips(tokens, lengths, text_ids([dataset.caption(spec) for spec in specs], dataset),
-                      dataset.interval, dataset.clip_length)
+                      dataset.interval, dataset.clip_length, own)
 
 
 @cache

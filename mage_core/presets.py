@@ -86,12 +86,18 @@ class MAGERecipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A name, the two stages, and how many training pairs and evaluation clips are used (None: all of the paper's)."""
+    """A name, the two stages, and how many training pairs and evaluation clips are used (None: all of the paper's).
+
+    MAGE trains on the pairs from `first_pair` on: whoever goes on from weights can take pairs that these have not seen.
+    With `speeds` each has no more than so many speeds, of its own, and only their frames are drawn.
+    """
 
     name: str
     vqvae: VQVAERecipe
     mage: MAGERecipe
     pairs: int | None = None
+    first_pair: int = 0
+    speeds: int | None = None
     test_clips: int | None = None
     watch_clips: int = 48
     compile: str = "auto"   # torch.compile for MAGE's training: see `training.compiled`
@@ -266,7 +272,8 @@ def describe(chosen: Preset) -> str:
     for stage in ("vqvae", "mage"):
         fields = dataclasses.asdict(getattr(chosen, stage)).items()
         lines.append(f"  {stage}: " + ", ".join(f"{key} {value}" for key, value in fields))
-    lines.append(f"  pairs {chosen.pairs or 'all'}, test clips {chosen.test_clips or 'all'}, "
+    lines.append(f"  pairs {chosen.pairs or 'all'}, first pair {chosen.first_pair}, "
+                 f"speeds of a pair {chosen.speeds or 'all'}, test clips {chosen.test_clips or 'all'}, "
                  f"clips watched in training {chosen.watch_clips}, compile {chosen.compile}, "
                  f"weights kept in {chosen.precision}")
     return "\n".join(lines)

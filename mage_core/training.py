@@ -251,8 +251,9 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         part.requires_grad_(recipe.only in ("", name))
     if not team.main:
         team.wait()   # until the main process has written the tokens
-    tokens = token_clips(dataset, vqvae, "train", pairs_of(chosen, dataset), vqvae_key=token_key(vqvae),
-                         progress=progress and team.main)
+    pairs = pairs_of(chosen, dataset)
+    tokens = token_clips(dataset, vqvae, "train", len(pairs), vqvae_key=token_key(vqvae), first_pair=pairs.start,
+                         speeds=chosen.speeds, progress=progress and team.main)
     if team.main:
         team.wait()
     team.copy(mage.state_dict().values())
@@ -282,7 +283,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
                                  convolutions=mage.advection.unet.inner_convolutions() if mage.config.unet else (),
                                  unet_muon=recipe.unet_muon),
                       lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
-                      _recipe(recipe, dataset, seed, chosen.pairs) | {"vqvae": fingerprint(vqvae)}
+                      _recipe(recipe, dataset, seed, chosen.pairs)
+                      | {"first_pair": chosen.first_pair, "speeds": chosen.speeds, "vqvae": fingerprint(vqvae)}
                       | ({"start": fingerprint(start.mage)} if start is not None else {}),
                       apart=mage.advection.taught_apart() if mage.advection is not None else [])
         done = fit(stage, folder, until=until, progress=progress, team=team)
@@ -293,11 +295,18 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     return mage.eval(), done
 
 
-def pairs_of(chosen: Preset, dataset) -> int:
-    """How many training pairs the second stage of a preset uses: no more than it could see."""
-    recipe = chosen.mage
+def pairs_of(chosen: Preset, dataset) -> range:
+    """Which training pairs the second stage of a preset uses: no more than it could see. ValueError for none, and for
+    pairs without a speed."""
+    recipe, first = chosen.mage, chosen.first_pair
+    if chosen.speeds is not None and chosen.speeds < 1:
+        raise ValueError(f"speeds is {chosen.speeds}: each pair needs at least 1 of its own, or None for all")
     seen = recipe.samples + math.ceil(recipe.samples / recipe.batch) * recipe.more_anchors
-    return min(available(dataset, "train", chosen.pairs), seen)
+    last = available(dataset, "train", None if chosen.pairs is None else first + chosen.pairs)
+    if not 0 <= first < last:
+        raise ValueError(f"first_pair is {first}: {dataset.name} has {last:,} training pairs to use, counted from 0; "
+                         "begin with one of them, or name as `pairs` how many to use from there on")
+    return range(first, min(last, first + seen))
 
 
 def compiled(mage: MAGE, wanted: str, device: torch.device,
@@ -458,6 +467,7 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
         raise ValueError(f"mage.unet is {chosen.mage.unet}, and {team.count} processes share the work: its batch "
                          "normalisation asks for whole batches, so train in one process, or without (--set "
                          "mage.unet=0)")
+    pairs = pairs_of(chosen, dataset)   # what cannot be is told before any work
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")
@@ -493,7 +503,7 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     if team.main:
         curves = {stage: curve for stage in ("vqvae", "mage") if (curve := read_curve(folder / f"{stage}.jsonl"))}
         about = {**dataset.about, "preset": chosen.name, "seed": seed,
-                 "recipe": dataclasses.asdict(chosen), "pairs": pairs_of(chosen, dataset),
+                 "recipe": dataclasses.asdict(chosen), "pairs": pairs.stop,
                  "command": command or "mage_core.training.train",
                  "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
                  "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mage_core import captions, cater, clips
+from mage_core.batches import Clips
 from mage_core.clips import TokenClips, check_speed, encode_frames, frame_indices, load_dataset, text_ids, token_clips
 from mage_core.moving_mnist import DATASETS, MovingMNIST
 from mage_core.presets import PRESETS, vqvae_config
@@ -292,8 +293,8 @@ class OtherDigits(MovingMNIST):
 
 @pytest.mark.parametrize("change", [
     {"vqvae_key": "b"}, {"seed": 1}, {"split": "test"}, {"count": 4}, {"dataset": load_dataset("double-mnist")},
-    {"dataset": OtherDigits("single-mnist", "mnist-5k")},
-], ids=["VQ-VAE", "seed", "split", "count", "dataset", "digits' checksum"])
+    {"dataset": OtherDigits("single-mnist", "mnist-5k")}, {"first_pair": 1}, {"speeds": 2},
+], ids=["VQ-VAE", "seed", "split", "count", "dataset", "digits' checksum", "first pair", "speeds"])
 def test_anything_else_gets_a_file_of_its_own(cache, single, change):
     make(single)
     before, = files(cache)
@@ -331,6 +332,35 @@ def test_tokens_do_not_depend_on_captions_which_are_read_anew(cache):
     after = make(type("Other", (Chosen,), {"said": "1"})("single-mnist", "mnist-5k"), model)
     assert not model.seen and np.array_equal(after.token_ids, before.token_ids)
     assert not torch.equal(after.text_ids, before.text_ids)
+
+
+@pytest.mark.parametrize("name", ["single-mnist", "modified-mnist"])
+def test_pairs_with_few_speeds_have_the_tokens_of_their_own_clips_alone(cache, name):
+    dataset, model = load_dataset(name), Averages()
+    tokens = make(dataset, model, count=6, speeds=3, chunk=4)
+    assert tokens.token_ids.shape == (6, 30, 16, 16) and tokens.speeds.shape == (6, 3)
+    assert len(np.unique(tokens.speeds)) == 18 and tokens.speeds.min() > 0 and tokens.speeds.max() < 1
+    everything = make(dataset, vqvae_key="of all frames", count=6)
+    assert model.seen <= 6 * 30
+    samples, asked = np.array([4, 0, 5, 4]), np.array([0.01, 0.34, 0.99, 0.66])
+    own = tokens.speeds[samples, [0, 1, 2, 1]]
+    for found in (tokens.batch(samples, asked), Clips(tokens).batch(samples, asked)):
+        for part, expected in zip(found, everything.batch(samples, own), strict=True):
+            assert torch.equal(part, expected)
+    again = make(dataset, Averages(), count=6, speeds=3, chunk=5, vqvae_key="in other parts")
+    assert_same(tokens, again)
+    assert np.array_equal(tokens.speeds, again.speeds)
+    assert not np.array_equal(tokens.speeds, make(dataset, count=6, speeds=3, seed=1).speeds)
+
+
+@pytest.mark.parametrize("speeds", [None, 2])
+def test_pairs_can_begin_anywhere(cache, single, speeds):
+    whole, later = make(single, count=7, speeds=speeds), make(single, count=4, first_pair=3, speeds=speeds)
+    assert np.array_equal(later.token_ids, whole.token_ids[3:]) and torch.equal(later.text_ids, whole.text_ids[3:])
+    assert speeds is None or np.array_equal(later.speeds, whole.speeds[3:])
+    model = Averages()
+    assert_same(make(single, model, count=4, first_pair=3, speeds=speeds), later)
+    assert not model.seen
 
 
 def test_the_seed_makes_other_clips(cache, single):

@@ -310,6 +310,7 @@ def of(stage, **fields):
     ("vqvae", {"seed": 1}, "seed"),
     ("vqvae", {"single": load_dataset("double-mnist")}, "dataset"),
     ("mage", {"preset": of("mage", width=32)}, "width"),
+    ("mage", {"preset": dataclasses.replace(TINY, first_pair=1, speeds=2)}, "first_pair, speeds"),
     ("mage", {"vqvae": "another"}, "vqvae"),
     ("mage", {"start": "given"}, "start"),
 ])
@@ -875,6 +876,37 @@ def test_a_run_stops_in_time_goes_on_and_ends_in_weights_with_a_card(single, tmp
     rows = training.results(trained, 3, progress=False)
     assert [row.name for row in rows] == ["MAGE", "first frame repeated", "VQ-VAE reconstruction", "perfect predictor"]
     assert all(row.n == 3 and math.isfinite(row.scores.psnr_frames) for row in rows)
+
+
+def test_a_run_sees_the_pairs_from_its_first_on_each_at_its_own_speeds(single, whole, tmp_path, monkeypatch):
+    asked = []
+
+    def seen(*args, **options):
+        asked.append((args[2:], options["first_pair"], options["speeds"]))
+        return token_clips(*args, **options)
+
+    monkeypatch.setattr(training, "token_clips", seen)
+    train_mage(dataclasses.replace(SMALL, first_pair=3, speeds=2), single, whole.vqvae, tmp_path, progress=False)
+    assert asked == [(("train", 5), 3, 2)]
+
+
+@pytest.mark.parametrize("chosen, which", [
+    (SMALL, range(5)), (dataclasses.replace(SMALL, first_pair=20_000), range(20_000, 20_005)),
+    (dataclasses.replace(SMALL, pairs=None, first_pair=9_997), range(9_997, 10_000)),
+    (changed(SMALL, ["pairs=None", "first_pair=7", "mage.samples=6", "mage.more_anchors=0"]), range(7, 13)),
+], ids=["from the first", "beyond the paper's", "to the paper's last", "no more than it sees"])
+def test_which_pairs_a_preset_trains_on(single, chosen, which):
+    assert training.pairs_of(chosen, single) == which
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"pairs": None, "first_pair": 10_000}, "first_pair is 10000: single-mnist has 10,000 training pairs to use"),
+    ({"first_pair": -1}, "first_pair is -1"), ({"speeds": 0}, "speeds is 0: each pair needs at least 1"),
+])
+def test_pairs_that_are_not_there_are_told_before_any_work(single, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        training.train(single, dataclasses.replace(SMALL, **change), folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "vqvae.pt").exists()
 
 
 def test_a_run_from_given_weights_keeps_their_vqvae_and_trains_their_mage_on(single, smoke, tmp_path):
