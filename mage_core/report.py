@@ -70,7 +70,9 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
         before, pairs = before + sum(begun["seconds"].values()) / 60, max(pairs, begun.get("pairs", 0))
         begun = begun.get("start")
     if before:
-        note += f", after {before:.0f} minutes of the weights that it went on from ({card['start']['dataset']})"
+        there = card["start"].get("machine", card["machine"])
+        where = f" on {there.removeprefix('machine: ')}" if there != card["machine"] else ""
+        note += f", after {before:.0f} minutes{where} of the weights that it went on from ({card['start']['dataset']})"
     if pairs > papers:
         note += f", on {pairs:,} training pairs (the paper has {papers:,})"
     if "first_stage" in card:

@@ -56,7 +56,7 @@ from mage_core.vqvae import VQVAE, Codebook
 
 PREPARE_SECONDS = 75.0    # on a GPU, tokens and compilation before the first step: with less left, MAGE is for later
 # what a card tells of the weights that its training began with
-START = ("dataset", "preset", "command", "commit", "seconds", "pairs", "curves", "sha256", "start")
+START = ("dataset", "preset", "command", "commit", "machine", "seconds", "pairs", "curves", "sha256", "start")
 DEVICE_FRAMES = 200_000   # drawn once for a GPU: of 64 x 64 they take 0.8 GB there
 
 

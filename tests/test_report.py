@@ -37,8 +37,11 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     assert "on 10,001 training pairs (the paper has 10,000)" in report.results_table(tmp_path)
     before = {"dataset": "single-mnist", "seconds": {"mage": 600}, "pairs": 12_000}   # the run that it went on from
     (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"start": {**before, "pairs": 9, "start": before}}))
-    assert "after 20 minutes" in report.results_table(tmp_path)
+    assert "after 20 minutes of the weights that it went on from (single-mnist)" in report.results_table(tmp_path)
     assert "on 12,000 training pairs" in report.results_table(tmp_path)
+    for machine, where in ((card["machine"], ""), ("machine: a GPU", " on a GPU")):
+        (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"start": {**before, "machine": machine}}))
+        assert f"after 10 minutes{where} of the weights that it went on from" in report.results_table(tmp_path)
     assert (table.count("no weights yet") == 4
             and len([line for line in table.splitlines() if line.startswith("| ")]) == 6)
 
