@@ -244,15 +244,18 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
     device = next(vqvae.parameters()).device
     side = dataset.image_size // vqvae.config.down
 
+    def drawn(k: int, padded: int) -> np.ndarray:
+        length, shown_as = int(lengths[k]), (dataset.interval, dataset.clip_length)
+        if own is None:
+            return _shown(length, *shown_as, padded)
+        return np.concatenate([frame_indices(length, speed, *shown_as) for speed in own[k]])
+
     def make(first: int, end: int) -> np.ndarray:
         vqvae.eval()
         longest, made = lengths[first:end].max(), []
         for at in range(first, end, CLIPS_AT_ONCE):   # pixels of a few videos at a time, however many there are
             few = range(at, min(end, at + CLIPS_AT_ONCE))
-            frames = np.stack([
-                _shown(int(lengths[k]), dataset.interval, dataset.clip_length, int(longest)) if own is None else
-                np.concatenate([frame_indices(int(lengths[k]), speed, dataset.interval, dataset.clip_length)
-                                for speed in own[k]]) for k in few])
+            frames = np.stack([drawn(k, int(longest)) for k in few])
             made.append(encode_frames(vqvae, dataset.clips([specs[k] for k in few], frames), device))
         return np.concatenate(made)
 

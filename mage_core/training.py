@@ -304,8 +304,9 @@ def pairs_of(chosen: Preset, dataset) -> range:
     seen = recipe.samples + math.ceil(recipe.samples / recipe.batch) * recipe.more_anchors
     last = available(dataset, "train", None if chosen.pairs is None else first + chosen.pairs)
     if not 0 <= first < last:
-        raise ValueError(f"first_pair is {first}: {dataset.name} has {last:,} training pairs to use, counted from 0; "
-                         "begin with one of them, or name as `pairs` how many to use from there on")
+        raise ValueError(f"first_pair is {first} and pairs {chosen.pairs}: {dataset.name}, of "
+                         f"{dataset.sizes['train']:,} training pairs counted from 0, has none there; begin with an "
+                         "earlier one, or name as pairs how many to use from there on")
     return range(first, min(last, first + seen))
 
 

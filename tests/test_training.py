@@ -900,8 +900,9 @@ def test_which_pairs_a_preset_trains_on(single, chosen, which):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"pairs": None, "first_pair": 10_000}, "first_pair is 10000: single-mnist has 10,000 training pairs to use"),
-    ({"first_pair": -1}, "first_pair is -1"), ({"speeds": 0}, "speeds is 0: each pair needs at least 1"),
+    ({"pairs": None, "first_pair": 10_000}, "first_pair is 10000 and pairs None: single-mnist, of 10,000 training"),
+    ({"first_pair": -1}, "first_pair is -1"), ({"pairs": 0}, "and pairs 0: "),
+    ({"speeds": 0}, "speeds is 0: each pair needs at least 1"),
 ])
 def test_pairs_that_are_not_there_are_told_before_any_work(single, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
