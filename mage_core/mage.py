@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last sixteen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
+    The last seventeen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
     `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
     frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
     `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
@@ -42,8 +41,10 @@ class MAGEConfig:
     `unet` > 0 is the width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the
     word at which one begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ
     and it is asked when the things that a caption names come to rest. `looks` says how often generation has the U-Net
-    look at the first frame, shifted each time, for a mean of what it finds; `still` by how many nats generation takes
-    it to be likelier than the logits say that a token is the first frame's (`with_still`).
+    look at the first frame, shifted each time, for a mean of what it finds; `still` > 0 by how many nats generation takes
+    it to be likelier than the logits say that a token, as a whole, is the first frame's (`with_still`). Generation
+    shows an `autoregressive` model, as the released one is, the frames that it has made; another one is shown hidden
+    tokens in their place, so that every frame is what the motion anchor and the first frame say.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -83,6 +84,7 @@ class MAGEConfig:
     longest: int = 0
     looks: int = 1
     still: float = 0.0
+    autoregressive: bool = True
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "rows", "columns", "width", "vocabulary_size", "context_length", "head_width",
@@ -123,6 +125,9 @@ class MAGEConfig:
                              "once or more; without one leave it at 1")
         if not 0 <= self.still < 100:
             raise ValueError(f"MAGEConfig.still is {self.still}: it must be 0 or more nats, and less than 100")
+        if not (self.autoregressive or self.hidden_token):
+            raise ValueError(f"MAGEConfig.autoregressive is {self.autoregressive} and hidden_token {self.hidden_token}: "
+                             "a model that is not shown its own frames needs a token to be shown in their place")
         if self.advection:
             block_grid(self.groups, self.patch[1])
             side = min(self.rows, self.columns) * self.patch[1]
@@ -439,8 +444,8 @@ class MAGE(nn.Module):
                  codes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """First frame's token ids (b h w), caption ids (b l), speed (b,) -> the clip's token ids (b T h w), T frames.
 
-        Every frame is the arg-max given the ones before it and is computed once; `recompute` is the slow reference
-        that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
+        Every frame is the arg-max given the ones before it (of a model that is not `autoregressive`, given the first
+        alone) and is computed once; `recompute` is the slow reference that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
         stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the
         mean code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the
         model is not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
@@ -489,8 +494,8 @@ class MAGE(nn.Module):
         cache = None if recompute else FrameCache(config.clip_length)
         things = self._things(anchor, token_ids[:, 0], text_ids, speed, looks=config.looks,
                               at_one_place=config.trust > 1)
-        new, given = first, anchor
         start = self._codes(token_ids[:, :1])
+        new, given, seen, made = first, anchor, token_ids, [token_ids]
         means = [] if codes is None else [code_vectors(token_ids, codes.float(), config.groups)]
         for number in range(config.clip_length - 1):
             features = self.generator(given, new, cache, speed=speed, last=None if recompute else 1)
@@ -498,15 +503,17 @@ class MAGE(nn.Module):
                                   config.trust)
             if config.still:
                 logits = with_still(logits, start, config.still)
-            next_ids = self._likeliest(logits)
+            made.append(self._likeliest(logits))
             if codes is not None:
                 means.append(likely_mean(logits, codes.float(), config.groups))
-            token_ids = torch.cat([token_ids, next_ids], 1)
+            shown = made[-1] if config.autoregressive else torch.full_like(token_ids, config.hidden_id)
             if recompute:
-                new = self.visual_tokens(token_ids)
+                seen = torch.cat([seen, shown], 1)
+                new = self.visual_tokens(seen)
             else:
-                new, given = self.visual_tokens(next_ids), None
-        return token_ids if codes is None else (token_ids, torch.cat(means, 1))
+                new, given = self.visual_tokens(shown), None
+        ids = torch.cat(made, 1)
+        return ids if codes is None else (ids, torch.cat(means, 1))
 
     # ---- a start that knows something
 
@@ -635,7 +642,8 @@ class MAGE(nn.Module):
 def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None:
     """ValueError where weights of one configuration cannot be a start for another, but for what may differ."""
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(start)
-    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length", "trust", "looks", "still")
+    may_differ += ("vocabulary_size", "context_length", "dropout", "video_length")
+    may_differ += ("trust", "looks", "still", "autoregressive")   # of generation alone
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
@@ -693,18 +701,28 @@ def likeliest(logits: Tensor) -> Tensor:
 
 def with_still(logits: Tensor, start: Tensor, nats: float) -> Tensor:
     """Logits (... k) or (... groups k) of the codes that tokens are made of, the codes (... groups) of the same places
-    in the first frame -> logits where a token is its first frame's again with odds exp(nats) times as high.
+    in the first frame -> logits that have decided which tokens stay what they are in the first frame: those whose odds
+    of it, times exp(nats), are above 1. What the others are is as likely as if it were known that they do not stay.
 
-    A loss half of which is over tokens that change teaches that half of them do, of what clips show a tenth or a
-    fifth: the prior has to be put right (Saerens, Latinne and Decaestecker 2002). That all of a token's codes stay has
-    the product of their chances where each is drawn by itself; whole tokens stay more often, so that more `nats` than
-    those of the prior were best (notebook 04).
+    That all of a token's codes stay has the product of their chances. A code by itself could stay while the token does
+    not, and a thing that may be in several places would be in none: each place's likeliest codes are what it hides.
+    The product is smaller than how often whole tokens stay, for codes are not drawn each by itself; and a loss half of
+    which is over tokens that change teaches that half of them do, of what clips show a tenth or a fifth (Saerens,
+    Latinne and Decaestecker 2002). Both ask for nats (notebook 04).
     """
-    chances = logits.float().log_softmax(-1)
-    codes = chances if start.shape[-1] > 1 else chances[..., None, :]
-    stays = codes.gather(-1, start[..., None])
-    together = stays.sum(-2, keepdim=True) + math.log(math.expm1(nats))
-    return codes.scatter(-1, start[..., None], torch.logaddexp(stays, together)).view_as(chances)
+    found = logits.to(torch.float32, copy=True)
+    codes, at = found if start.shape[-1] > 1 else found[..., None, :], start[..., None]
+    total = codes.logsumexp(-1, keepdim=True)
+    own = codes.gather(-1, at) - total
+    together = own.sum(-2, keepdim=True).clamp(max=0)
+    stays = together - torch.log(-torch.expm1(together)) + nats > 0
+    own = own + torch.log1p(-torch.exp((together - own).clamp(max=0)))   # of the chances, what is left without that
+    # where the likeliest of every code is the first frame's all the same, the one that costs least is another
+    ahead = own + total - codes.scatter_(-1, at, -torch.inf).amax(-1, keepdim=True)
+    least = (ahead > 0).all(-2, keepdim=True) & (ahead == ahead.amin(-2, keepdim=True))
+    own = (own + total).masked_fill(least, -torch.inf)
+    codes.masked_fill_(stays, -torch.inf).scatter_(-1, at, torch.where(stays, 0.0, own))
+    return found
 
 
 def likely_mean(logits: Tensor, codes: Tensor, groups: int = 1, least: float = 0.02) -> Tensor:

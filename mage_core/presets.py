@@ -73,6 +73,7 @@ class MAGERecipe:
     unet_muon: float = 0.0       # > 0: Muon for its convolutions, at this multiple of the learning rate
     looks: int = 1               # in generation, of the U-Net at the first image, shifted each time (MAGEConfig)
     still: float = 0.0           # in generation, nats for a token to be the first frame's again (MAGEConfig)
+    autoregressive: bool = True  # generation is shown the frames that it has made (MAGEConfig)
     phrases: str = "and"         # the word at which a phrase begins, with `unet`
     only: str = ""               # train nothing but this part of MAGE, such as "advection"; all of it where empty
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
@@ -155,11 +156,12 @@ COLOUR = {
               "vqvae": {"pool": 6_000, "background": True, "code_channels": 32, "codebook_size": 4096, "groups": 1,
                         "images": 80_000, "encoder_blocks": 0, "decoder_blocks": 3, "decoder_alone": 0.0}},
     # 12,000 frames of v2 took 80 seconds on 5 busy cores, and each clip that is judged asks for 279 more
-    # What `still` does to PSNR and to motion accuracy was measured on 48 clips that no table shows (notebook 04).
+    # What `still` and `autoregressive` do to PSNR and motion accuracy, on clips that no table shows: notebook 04.
     "gpu": {"watch_clips": 8,
             "vqvae": {"pool": 12_000, "background": True, "images": 256_000, "batch": 64, "code_channels": 128,
                       "codebook_size": 200},
-            "mage": {"width": 192, "advection": 0, "more_anchors": 0, "trust": 1.0, "still": 4.0}},
+            "mage": {"width": 192, "advection": 0, "more_anchors": 0, "trust": 1.0, "still": 4.0,
+                     "autoregressive": False}},
     "paper": {"vqvae": {"pool": 40_000}},
 }
 
@@ -261,7 +263,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
         masks=recipe.masks and recipe.advection > 0, unet=unet,
         phrases=dataset.vocabulary.index(recipe.phrases) if unet else 0,
-        looks=recipe.looks if unet else 1, still=recipe.still,
+        looks=recipe.looks if unet else 1, still=recipe.still, autoregressive=recipe.autoregressive,
         longest=dataset.longest if unet and recipe.shifts and dataset.video_length is None else 0,
         hidden_token=max(recipe.hide_all, recipe.hide_some, recipe.own_frames) > 0)
 

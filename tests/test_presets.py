@@ -49,6 +49,7 @@ def test_where_two_digits_move_each_is_cut_out(name):
         assert load_dataset(two).vocabulary[config.phrases] == "and"
     solids = mage_config(preset(name, "cater-gen-v1").mage, load_dataset("cater-gen-v1"), 8, 8)
     assert not solids.masks and solids.still == (4 if name == "gpu" else 0) and not config.still
+    assert solids.autoregressive == (name != "gpu") and config.autoregressive
 
 
 def test_a_part_to_train_alone_that_there_is_not_is_named():
