@@ -480,6 +480,7 @@ class MAGE(nn.Module):
             for linear in (module for module in made.modules() if isinstance(module, nn.Linear)):
                 linear.weight.data = linear.weight.data.t().contiguous().t()   # the order in which products read it
             self._copy = now, made   # in a tuple, so that it is no part of this module
+        self._copy[1].config = self.config   # what concerns generation alone can have changed
         return self._copy[1]
 
     def _generate(self, token_ids: Tensor, text_ids: Tensor, speed: Tensor, r: Tensor | None,

@@ -255,7 +255,11 @@ def test_generation_stays_at_the_first_frame_where_it_must():
     mage, (ids, text, speed) = model(), sample()
     made = mage.generate(ids[:, 0], text, speed)
     assert (made != made[:, :1]).any()
+    with torch.autocast("cpu", torch.bfloat16):
+        mage.generate(ids[:, 0], text, speed)
     mage.config = dataclasses.replace(mage.config, still=99.0)
+    with torch.autocast("cpu", torch.bfloat16):   # whose copy of the weights is kept
+        assert torch.equal(mage.generate(ids[:, 0], text, speed), made[:, :1].expand_as(made))
     assert torch.equal(mage.generate(ids[:, 0], text, speed), made[:, :1].expand_as(made))
     assert torch.equal(mage.generate(ids[:, 0], text, speed, recompute=True), made[:, :1].expand_as(made))
     for wrong in (-1.0, 100.0):
