@@ -29,22 +29,22 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last seventeen options are not in the released model and off by default: `shift_attention` and `time_bias` (see
-    `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from one sampled
-    frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame with
-    `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for what
-    is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
-    their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in
-    pixels, the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in
-    pixels, with `trust` > 1 what moves is at one place in generation (`Advection.least_error`), and is trusted so many
-    times as much as was learned, and with `masks` each thing that moves is a part of the first frame, not all of it;
-    `unet` > 0 is the width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the
-    word at which one begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ
-    and it is asked when the things that a caption names come to rest. `looks` says how often generation has the U-Net
-    look at the first frame, shifted each time, for a mean of what it finds; `still` > 0 by how many nats generation takes
-    it to be likelier than the logits say that a token, as a whole, is the first frame's (`with_still`). Generation
-    shows an `autoregressive` model, as the released one is, the frames that it has made; another one is shown hidden
-    tokens in their place, so that every frame is what the motion anchor and the first frame say.
+    The last seventeen options are ours and by default leave the released model as it is: `shift_attention` and
+    `time_bias` (see `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from
+    one sampled frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame
+    with `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for
+    what is not known, so that training can hide frames, and with `groups` a token is several codes (see `tokens`):
+    their embeddings are added up, and each has logits of its own. With `advection`, the longest displacement in pixels,
+    the model moves what the first frame shows (see `advection`); `patch` is then a token's channels and side in pixels,
+    with `trust` > 1 what moves is at one place in generation (`Advection.least_error`), and is trusted so many times as
+    much as was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0
+    is the width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the word at
+    which one begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ and it
+    is asked when the things that a caption names come to rest. `looks` says how often generation has the U-Net look at
+    the first frame, shifted each time, for a mean of what it finds; `still` > 0 by how many nats generation takes it to
+    be likelier than the logits say that a token, as a whole, is the first frame's (`with_still`). An `autoregressive`
+    model, as the released one is, sees in generation the frames that it has made; another one sees hidden tokens in
+    their place, so that every frame is what the motion anchor and the first frame say.
 
     `stochastic` adds eq. 4's posterior and eq. 5's AdaIN; `speed_loss` adds eq. 7's alpha term to the deterministic
     loss too. Raises ValueError, showing the number.
@@ -126,8 +126,9 @@ class MAGEConfig:
         if not 0 <= self.still < 100:
             raise ValueError(f"MAGEConfig.still is {self.still}: it must be 0 or more nats, and less than 100")
         if not (self.autoregressive or self.hidden_token):
-            raise ValueError(f"MAGEConfig.autoregressive is {self.autoregressive} and hidden_token {self.hidden_token}: "
-                             "a model that is not shown its own frames needs a token to be shown in their place")
+            raise ValueError(f"MAGEConfig.autoregressive is {self.autoregressive} and hidden_token "
+                             f"{self.hidden_token}: a model that does not see its own frames needs a token in their "
+                             "place; set hidden_token, or leave autoregressive True")
         if self.advection:
             block_grid(self.groups, self.patch[1])
             side = min(self.rows, self.columns) * self.patch[1]
@@ -445,10 +446,11 @@ class MAGE(nn.Module):
         """First frame's token ids (b h w), caption ids (b l), speed (b,) -> the clip's token ids (b T h w), T frames.
 
         Every frame is the arg-max given the ones before it (of a model that is not `autoregressive`, given the first
-        alone) and is computed once; `recompute` is the slow reference that computes all of them again at every step. `prior_noise` (b c h w) is the standard normal r of a
-        stochastic model, drawn where not given. Dropout is off. With `codes` (k e), the VQ-VAE's codebook, also the
-        mean code (b T h w e) of each token's likely ids (`likely_mean`): a picture of small squared error where the
-        model is not sure. What is fed back is the arg-max all the same. ValueError for shapes that do not fit together.
+        alone) and is computed once; `recompute` is the slow reference that computes all of them again at every step.
+        `prior_noise` (b c h w) is the standard normal r of a stochastic model, drawn where not given. Dropout is off.
+        With `codes` (k e), the VQ-VAE's codebook, also the mean code (b T h w e) of each token's likely ids
+        (`likely_mean`): a picture of small squared error where the model is not sure. What is fed back is the arg-max
+        all the same. ValueError for shapes that do not fit together.
         """
         training = self.training
         try:
@@ -705,11 +707,11 @@ def with_still(logits: Tensor, start: Tensor, nats: float) -> Tensor:
     in the first frame -> logits that have decided which tokens stay what they are in the first frame: those whose odds
     of it, times exp(nats), are above 1. What the others are is as likely as if it were known that they do not stay.
 
-    That all of a token's codes stay has the product of their chances. A code by itself could stay while the token does
-    not, and a thing that may be in several places would be in none: each place's likeliest codes are what it hides.
-    The product is smaller than how often whole tokens stay, for codes are not drawn each by itself; and a loss half of
-    which is over tokens that change teaches that half of them do, of what clips show a tenth or a fifth (Saerens,
-    Latinne and Decaestecker 2002). Both ask for nats (notebook 04).
+    Each code by itself would show a thing that may be in several places in none of them, for at each the likeliest is
+    that it is not there. That all codes of a token stay has the product of their chances, which is too small: whole
+    tokens stay more often than codes that are drawn each by itself. And a loss half of which is over tokens that change
+    teaches that half of them do, where clips show a tenth or a fifth (Saerens, Latinne and Decaestecker 2002). Both ask
+    for nats; how many, notebook 04 measures.
     """
     found = logits.to(torch.float32, copy=True)
     codes, at = found if start.shape[-1] > 1 else found[..., None, :], start[..., None]
