@@ -1,7 +1,7 @@
 """Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
 
 `smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` makes
-what fits about 11 MB and a few minutes of one GPU; `paper` is the released architecture with the paper's batch
+what takes 7 to 13 MB and a few minutes of one GPU; `paper` is the released architecture with the paper's batch
 of 32. Notebook 04 tells where the numbers of `quick` come from.
 """
 
@@ -196,6 +196,22 @@ def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
                   for stage, fields in COLOUR[name].items()}
         chosen = dataclasses.replace(chosen, **stages)
     return chosen
+
+
+def sized_like(chosen: Preset, start: MAGEConfig) -> Preset:
+    """A preset with the sizes and options of the MAGE that it is to go on from (`mage.check_start`).
+
+    Advection, masks or a U-Net that those weights lack are the preset's to add.
+    """
+    sizes = {"width": start.width, "head_width": start.head_width, "axial_layers": start.axial_layers,
+             "shifts": start.shift_attention}
+    if start.advection:
+        sizes["advection"] = start.advection
+    if start.masks:
+        sizes["masks"] = True
+    if start.unet:
+        sizes |= {"unet": start.unet, "looks": start.looks}
+    return dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, **sizes))
 
 
 def changed(chosen: Preset, changes: Sequence[str]) -> Preset:

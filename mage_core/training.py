@@ -48,7 +48,7 @@ from mage_core.machine import autocast, relaunch_with_fast_allocator, tf32
 from mage_core.machine import describe as describe_machine
 from mage_core.mage import MAGE, check_start
 from mage_core.moving_mnist import MovingMNIST
-from mage_core.presets import Preset, changed, describe, mage_config, preset, vqvae_config
+from mage_core.presets import Preset, changed, describe, mage_config, preset, sized_like, vqvae_config
 from mage_core.processes import ALONE, Alone, processes
 from mage_core.retokenise import retokenise
 from mage_core.tokens import split_ids
@@ -613,14 +613,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after this time; start again to go on")
     parser.add_argument("--test-clips", type=int, help="test pairs in the table (default: the preset's)")
     parser.add_argument("--start", help="weights to go on from, by name or file, of this dataset or of one "
-                        "whose images are of the same kind, in place of training from nothing")
+                        "whose images are of the same kind, in place of training from nothing; sizes are theirs")
     parser.add_argument("--first-stage", metavar="NAME_OR_FILE", help="weights whose VQ-VAE is taken as it is: MAGE "
                         "alone is trained, from nothing")
     parser.add_argument("--new-tokens", action="store_true", help="with --start: train the preset's own VQ-VAE, and "
                         "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
 
-    chosen = changed(preset(given.preset, given.dataset), given.changes)
+    start, first_stage = (weights.load(name) if name else None for name in (given.start, given.first_stage))
+    chosen = preset(given.preset, given.dataset)
+    chosen = changed(chosen if start is None else sized_like(chosen, start.mage.config), given.changes)
     dataset = load_dataset(given.dataset, given.digit_set, mode=given.captions, videos=given.videos)
     team = processes()
     if team.main:
@@ -629,9 +631,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = "python -m mage_core.training " + " ".join(
         without_paths(sys.argv[1:] if arguments is None else arguments))
     trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team,
-                    command=command, start=weights.load(given.start) if given.start else None,
-                    new_tokens=given.new_tokens,
-                    first_stage=weights.load(given.first_stage) if given.first_stage else None)
+                    command=command, start=start, new_tokens=given.new_tokens, first_stage=first_stage)
     if not team.main:
         return
     if trained is None:

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mage_core import captions
+from mage_core import captions, weights
 from mage_core.clips import load_dataset
-from mage_core.mage import MAGE, MAGEConfig
+from mage_core.mage import MAGE, MAGEConfig, check_start
 from mage_core.moving_mnist import DATASETS
-from mage_core.presets import PRESETS, changed, describe, mage_config, preset, vqvae_config
+from mage_core.presets import PRESETS, changed, describe, mage_config, preset, sized_like, vqvae_config
 from mage_core.vqvae import VQVAE
 from mage_core.weights import released_names
 
@@ -50,6 +50,26 @@ def test_where_two_digits_move_each_is_cut_out(name):
     solids = mage_config(preset(name, "cater-gen-v1").mage, load_dataset("cater-gen-v1"), 8, 8)
     assert not solids.masks and solids.still == (4 if name == "gpu" else 0) and not config.still
     assert solids.autoregressive == (name != "gpu") and config.autoregressive
+
+
+@pytest.mark.parametrize("name", ["quick", "gpu"])
+@pytest.mark.parametrize("weights_name", weights.names())
+def test_any_weights_that_ship_are_a_start_for_their_dataset_at_any_preset(name, weights_name):
+    dataset, start = load_dataset(weights_name), weights.load(weights_name).mage.config
+    chosen = sized_like(preset(name, weights_name), start)
+    check_start(mage_config(chosen.mage, dataset, start.codebook_size, start.groups), start)
+    assert chosen.mage.samples == preset(name, weights_name).mage.samples
+    wider = changed(chosen, [f"mage.width={2 * start.width}"])
+    with pytest.raises(ValueError, match=f"width {start.width} for {2 * start.width}"):
+        check_start(mage_config(wider.mage, dataset, start.codebook_size, start.groups), start)
+
+
+def test_what_a_start_lacks_the_preset_adds():
+    chosen = preset("smoke", "double-mnist")
+    bare = mage_config(PRESETS["paper"].mage, load_dataset("single-mnist"), 512)
+    sized = sized_like(chosen, bare).mage
+    assert (sized.width, sized.axial_layers, sized.shifts) == (bare.width, bare.axial_layers, False)
+    assert (sized.advection, sized.masks, sized.unet, sized.looks) == (36, True, 8, 8)
 
 
 def test_a_part_to_train_alone_that_there_is_not_is_named():

@@ -968,6 +968,17 @@ def test_weights_that_do_not_fit_are_refused_as_a_start_before_any_work(single, 
     assert not list(tmp_path.glob("*"))
 
 
+def test_on_the_command_line_a_start_brings_its_sizes(smoke, tmp_path, capsys):
+    start = tmp_path / "start.safetensors"
+    weights.save(start, smoke.trained.vqvae, smoke.trained.mage, smoke.trained.card)
+    training.main(["--preset", "quick", "--start", str(start), "--run", str(tmp_path / "run"), "--minutes", "0",
+                   "--set", "pairs=8", "--set", "mage.samples=8"])
+    out = capsys.readouterr().out
+    sizes = smoke.trained.mage.config
+    assert f"mage: width {sizes.width}, samples 8" in out and f"axial_layers {sizes.axial_layers}," in out
+    assert "preset quick" in out and "time is up" in out
+
+
 @pytest.fixture
 def notebook(monkeypatch, tmp_path):
     """What a notebook finds: an empty cache, no shipped weights, and a preset that is quick."""
