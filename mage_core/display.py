@@ -42,7 +42,7 @@ def frames_uint8(video: Tensor | np.ndarray) -> np.ndarray:
     Values outside [0, 1] are clipped. Raises ValueError for another rank, another c, or values that are not
     finite.
     """
-    frames = video.detach().cpu() if isinstance(video, Tensor) else torch.as_tensor(np.asarray(video))
+    frames = video.detach().cpu() if isinstance(video, Tensor) else torch.as_tensor(np.ascontiguousarray(video))
     if frames.ndim != 4 or frames.shape[1] not in (1, 3) or not len(frames):
         raise ValueError(f"a video of shape {tuple(frames.shape)}: it must be (t c H W) with c = 1 or 3; "
                          "pick one from a batch with videos[0]")
@@ -69,10 +69,10 @@ def _image_uint8(image: Tensor | np.ndarray) -> np.ndarray:
 def gif_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> bytes:
     """A video (t c H W) as an endless GIF; `scale` enlarges it by a whole factor. Grey survives exactly.
 
-    Raises ValueError for fps outside (0, 50], which GIF's clock of 1/100 s cannot show, or scale below 1.
+    Raises ValueError for fps outside [0.002, 50], which GIF's 16 bits of 1/100 s cannot show, or scale below 1.
     """
-    if not 0 < fps <= 50:
-        raise ValueError(f"fps is {fps!r}: a GIF plays between 0 (excluded) and 50 frames a second")
+    if not 0.002 <= fps <= 50:
+        raise ValueError(f"fps is {fps!r}: a GIF plays 0.002 to 50 frames a second")
     frames = [Image.fromarray(frame) for frame in _enlarge(frames_uint8(video), scale)]
     if frames[0].mode == "RGB":  # one palette for all frames, undithered: what stands still does not flicker
         whole = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
@@ -99,7 +99,7 @@ def mp4_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> byt
         frames = repeat(frames, "t h w -> t h w c", c=3)
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)
+    return imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=float(fps))
 
 
 def save_gif(video: Tensor | np.ndarray, path: str | Path, fps: float = 5, scale: int = 1) -> Path:

@@ -26,6 +26,29 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_place(path: str | Path) -> Path:
+    """A path as `write_whole` can take it, `~` being the user's own folder; ValueError where no file can be written
+    there, before there is anything to lose."""
+    path = Path(path).expanduser()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = _temporary(path)
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be written ({error.strerror}): name a file in a folder where you can "
+                         "write") from error
+    return path
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside a file that nobody else has. Its suffix is the file's: writers (numpy, imageio) choose their
+    format by it."""
+    return path.with_name(f".{path.stem[:20]}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Write a file so that a reader, or a kill at any moment, only ever leaves the old or the whole new one.
 
@@ -35,8 +58,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last because writers (numpy, imageio) choose their format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         write(temporary)
         with open(temporary, "rb+") as stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mage_core.clips import Dataset, check_speed, text_ids
+from mage_core.files import check_place
 from mage_core.machine import autocast
 from mage_core.mage import MAGE
 from mage_core.tokens import code_vectors
@@ -32,14 +34,15 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     video (the first of several samples) is written, as GIF or MP4 by the name's ending. Raises ValueError, naming the
     value, the rule and the remedy, for an image of another size or kind, a sentence that does not parse
     (`CaptionError`), a speed outside the open interval (0, 1), weights that are not there, or a file name of another
-    ending.
+    ending or in a place that cannot be written.
     """
     speed = check_speed(speed)
-    if samples < 1:
-        raise ValueError(f"samples is {samples}: it must be at least 1")
+    if not isinstance(samples, Integral) or samples < 1:
+        raise ValueError(f"samples is {samples}: it must be at least 1, a whole number")
     if save is not None:
         from mage_core import display   # matplotlib and imageio are not needed to train and evaluate
         display.check_video_name(save)
+        save = check_place(save)
     trained = weights if isinstance(weights, Trained) else load(weights)
     dataset = trained.dataset
     sentence = dataset.tidy(caption)
@@ -96,7 +99,8 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
 def read_image(image, size: int, channels: int) -> Tensor:
     """An image of any accepted kind as float (c H W) in [0, 1]; ValueError for another size, kind or range.
 
-    A path or a PIL image is converted to grey or RGB; arrays and tensors must have the right channels already.
+    A path or a PIL image of 8 bits a channel is converted to grey or RGB, what is transparent in it before black;
+    arrays and tensors must have the right channels already.
     """
     if isinstance(image, (str, Path)):
         try:
@@ -107,6 +111,11 @@ def read_image(image, size: int, channels: int) -> Tensor:
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"image {str(image)!r} cannot be read as a picture: give a PNG or JPEG") from error
     if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":   # which Pillow would clip at 255
+            raise ValueError(f"the image's mode is {image.mode!r}, more than 8 bits a pixel: scale it to 8 bits first, "
+                             "e.g. 16 of them by Image.fromarray((np.asarray(image) // 257).astype('uint8'))")
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
         image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     try:
         array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))

@@ -174,8 +174,12 @@ def schedule(step: int, steps: int, warm: int = 100, floor: float = 0.02) -> flo
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The curve that a stage wrote, a dict a line; empty where there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The curve that a stage wrote, a dict a line; empty where there is none, ValueError where it cannot be read."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{path.name} in {path.parent.name} is not a curve that can be read ({error}): delete it, and "
+                         "training goes on without") from error
 
 
 def _save(stage: Stage, path: Path, step: int, seconds: float, recent: list[float]) -> None:

@@ -26,6 +26,7 @@ from mage_core.machine import tf32
 from mage_core.moving_mnist import FREE_RANGE, MovingMNIST, Spec, _recipe, track
 from mage_core.semantics import MotionAccuracy, judged, motion_accuracy
 
+FAR_OUT = 0.5    # beyond [0, 1]: further than a network's last layer overshoots, it is another range
 PSNR_CAP = 50.0  # dB; a frame that is exactly right would count as infinitely many
 
 Generator = Callable[[Tensor, str, float, int], Tensor]
@@ -72,6 +73,10 @@ def _check_pair(generated: Tensor, truth: Tensor) -> None:
         raise ValueError(f"generated is {generated.dtype}, truth {truth.dtype}: both must be float in [0, 1]")
     if not torch.isfinite(generated).all():
         raise ValueError("generated has values that are not finite: check what made it")
+    low, high = generated.min().item(), generated.max().item()
+    if low < -FAR_OUT or high > 1 + FAR_OUT:
+        raise ValueError(f"generated has values from {low:g} to {high:g}: they must be in [0, 1]; divide by 255 where "
+                         "they are 8-bit, or map -1 to 1 on it by (x + 1) / 2")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -329,7 +334,7 @@ def evaluate(generator: Generator | FromBatch, dataset: Dataset, split: str = "t
 
     `generator` is any `(image (c H W), caption, speed, seed) -> video (t c H W)`, values in [0, 1], or its
     fast form (`batched`, `FromBatch`); its seed is the sample's index. `seed` is the dataset's. Raises
-    ValueError for an n or batch size below 1, and for a video of another shape or type than the truth.
+    ValueError for an n or batch size below 1, and for a video of another shape, type or range than the truth.
     """
     n = dataset.sizes[split] if n is None else n
     if n < 1 or batch_size < 1:
@@ -349,8 +354,10 @@ def evaluate_batch(generator: Generator | FromBatch, batch: EvaluationBatch, nam
     """The results of a generator on one batch; see `evaluate`."""
     start = time.perf_counter()
     with torch.no_grad():
-        videos = _generated(generator, batch).float().cpu()
+        videos = _generated(generator, batch).cpu()
     seconds = time.perf_counter() - start
+    _check_pair(videos, batch.truth)
+    videos = videos.float()
     scored = videos.cuda() if torch.cuda.is_available() else videos   # SSIM of a whole split takes minutes on a CPU
     asked = [k for k, spec in enumerate(batch.specs) if judged(batch.dataset, spec)]
     motion = motion_accuracy(videos[asked], batch.dataset, [batch.specs[k] for k in asked],

@@ -19,6 +19,9 @@ import torch
 from mage_core.mage import MAGEConfig
 from mage_core.moving_mnist import DATASETS as MNIST
 from mage_core.vqvae import VQVAEConfig
+from mage_core.weights import PRECISIONS
+
+COMPILE = ("auto", "on", "layers", "off")   # see `training.compiled`
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class VQVAERecipe:
     decoder_alone: float = 0.0   # last share of the images: codes laid anew, then they and the encoder stay as they are
     groups: int = 1              # codes of a token, one for each block of its patch ("patch" alone)
     background: bool = False     # see differences from what is behind all that moves ("patch" alone)
+
+    def __post_init__(self) -> None:
+        _at_least_1(self, "vqvae.", "images", "batch")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,9 @@ class MAGERecipe:
     evaluate_every: int = 5_000  # samples from one look at generated clips to the next
 
     def __post_init__(self) -> None:
+        _at_least_1(self, "mage.", "samples", "batch", "evaluate_every")
+        if self.later_frames is not None and self.later_frames < 0:
+            raise ValueError(f"mage.later_frames is {self.later_frames}: it must be 0 or more, or None for all")
         parts = ("visual_tokens", "text_encoder", "motion_anchor", "generator") + ("advection",) * (self.advection > 0)
         if self.only not in ("", *parts):
             raise ValueError(f"mage.only is {self.only!r}: with mage.advection at {self.advection} the parts that can "
@@ -103,6 +112,18 @@ class Preset:
     watch_clips: int = 48
     compile: str = "auto"   # torch.compile for MAGE's training: see `training.compiled`
     precision: str = "half"  # of the weights as they are saved, see `weights.save`
+
+    def __post_init__(self) -> None:
+        _at_least_1(self, "", "watch_clips", *(() if self.test_clips is None else ("test_clips",)))
+        for name, words in (("compile", COMPILE), ("precision", PRECISIONS)):
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(words)}")
+
+
+def _at_least_1(recipe, stage: str, *names: str) -> None:
+    for name in names:
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{stage}{name} is {getattr(recipe, name)}: it must be at least 1")
 
 
 PRESETS = {

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -46,6 +48,7 @@ DATASETS = ("single-mnist", "double-mnist", "modified-mnist", "cater-gen-v1", "c
 CHANGES = {"gpu": {"cater-gen-v2": ("pairs=16_000", "speeds=1")}}
 STATES = ("waiting", "vqvae", "mage", "evaluation", "finished")
 LEAST_SECONDS = 45.0       # with less time left no entry is begun: its first frames take as long
+PART = re.compile(r"queue\.(json|\d\d+(\.[0-9a-f]{8})?)")   # a file of an export; others may lie beside them
 PART_BYTES = 15_000_000    # of an export: files of 16 MiB at most can be handed on
 CHECKPOINTS, SMALL = ("vqvae.pt", "mage.pt"), ("vqvae.jsonl", "mage.jsonl", "visits.jsonl", "speed.json", "error.txt")
 RESULT = ("weights.safetensors", "weights.json")
@@ -72,15 +75,27 @@ class Progress:
 
 
 def progress_of(entry: Path) -> Progress:
-    """What the files of an entry say."""
-    seconds = sum(visit["seconds"] for visit in read_curve(entry / "visits.jsonl"))
-    if (entry / "weights.json").exists() and (entry / "weights.safetensors").exists():
-        done = "results" in json.loads((entry / "weights.json").read_text())
-        return Progress("finished" if done else "evaluation", 0, seconds)
-    for stage in ("mage", "vqvae"):
-        if (path := entry / f"{stage}.pt").exists():
-            return Progress(stage, torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"], seconds)
+    """What the files of an entry say; QueueError, naming the file, where one cannot be read."""
+    path = entry / "visits.jsonl"
+    try:
+        seconds = sum(visit["seconds"] for visit in read_curve(path))
+        if _trained(entry):
+            path = entry / "weights.json"
+            done = "results" in json.loads(path.read_text())
+            return Progress("finished" if done else "evaluation", 0, seconds)
+        for stage in ("mage", "vqvae"):
+            if (path := entry / f"{stage}.pt").exists():
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return Progress(stage, state["step"], seconds)
+    except Exception as error:   # foreign bytes fail in as many ways as there are bytes
+        raise QueueError(f"{entry.name}/{path.name} cannot be read ({str(error).splitlines()[0]}): delete it, and the "
+                         "entry goes on from what is left") from error
     return Progress("waiting", 0, seconds)
+
+
+def _trained(entry: Path) -> bool:
+    """Whether weights and their card are there: a kill between the two leaves the checkpoints to make both again."""
+    return all((entry / file).exists() for file in RESULT)
 
 
 def listing(folder: Path, names: Sequence[str] = DATASETS) -> str:
@@ -88,7 +103,13 @@ def listing(folder: Path, names: Sequence[str] = DATASETS) -> str:
     lines = ["| entry | state | minutes | PSNR, frames / clips | SSIM | motion accuracy | VQ-VAE | |",
              "|---|---|---|---|---|---|---|---|"]
     for name in names:
-        found, cells = progress_of(folder / name), ["–"] * 4
+        cells, error = ["–"] * 4, folder / name / "error.txt"
+        note = error.read_text().strip().splitlines()[-1][:100] if error.exists() else ""
+        try:
+            found = progress_of(folder / name)
+        except QueueError as problem:
+            lines.append(f"| {name} | damaged | – | {' | '.join(cells)} | {problem} |")
+            continue
         if found.state == "finished":
             rows = {row["name"]: row for row in json.loads((folder / name / "weights.json").read_text())["results"]}
             ours = rows["MAGE"]
@@ -96,8 +117,6 @@ def listing(folder: Path, names: Sequence[str] = DATASETS) -> str:
                      f"{ours['motion_accuracy']:.3f}" if "motion_accuracy" in ours else "–",
                      f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}"]
         step = f", step {found.step:,}" if found.step else ""
-        error = folder / name / "error.txt"
-        note = error.read_text().strip().splitlines()[-1][:100] if error.exists() else ""
         lines.append(f"| {name} | {found.state}{step} | {found.seconds / 60:.1f} | {' | '.join(cells)} | {note} |")
     return "\n".join(lines)
 
@@ -136,14 +155,13 @@ def work(folder: Path, chosen: str = "auto", *, minutes: float = 9.0, names: Seq
     presets = {name: changed(preset_for(chosen, name), changes) for name in names}   # a wrong word fails here
     with locked(folder):
         for name in names:
-            entry = folder / name
-            if progress_of(entry).state == "finished":
-                continue
-            if until - time.monotonic() < LEAST_SECONDS:
-                break
-            worked.append(name)
-            start, error = time.monotonic(), entry / "error.txt"
+            entry, start = folder / name, time.monotonic()
+            error = entry / "error.txt"
             try:
+                if progress_of(entry).state == "finished":
+                    continue
+                if until - start < LEAST_SECONDS:
+                    break
                 visit(entry, name, presets[name], until=until, command=command, progress=progress)
                 error.unlink(missing_ok=True)
             except Exception as problem:   # the other entries are to have their time
@@ -151,6 +169,7 @@ def work(folder: Path, chosen: str = "auto", *, minutes: float = 9.0, names: Seq
                 text = traceback.format_exc()
                 write_whole(error, lambda temporary: temporary.write_text(text))
                 print(f"{name} failed and is left for later: {problem}", file=sys.stderr, flush=True)
+            worked.append(name)
             _note_visit(entry, time.monotonic() - start)
             if target is not None:   # now, for nobody knows whether there will be a later
                 export(folder, target, worked)
@@ -172,9 +191,8 @@ def visit(entry: Path, name: str, chosen: Preset, *, until: float, command: str 
     """Go on with an entry until time.monotonic() is `until`; True when it is finished."""
     dataset = load_dataset(name)
     print(f"\n{name}: {progress_of(entry).state}\n{describe(chosen)}", flush=True)
-    path = entry / "weights.safetensors"
-    if path.exists():
-        trained = weights.load(path)
+    if _trained(entry):
+        trained = weights.load(entry / "weights.safetensors")
         if trained.card["recipe"] != json.loads(json.dumps(dataclasses.asdict(chosen))):
             raise ValueError(f"the weights of {name} were trained by another recipe: choose another --folder, "
                              f"or delete the entry's folder to train them again")
@@ -193,7 +211,10 @@ def visit(entry: Path, name: str, chosen: Preset, *, until: float, command: str 
 
 
 def _note_visit(entry: Path, seconds: float) -> None:
-    found = progress_of(entry)
+    try:
+        found = progress_of(entry)
+    except QueueError:   # what cannot be read was not worked on
+        return
     visits = [*read_curve(entry / "visits.jsonl"),
               {"seconds": round(seconds, 1), "state": found.state, "step": found.step, "machine": describe_machine(),
                "commit": commit()}]
@@ -207,12 +228,16 @@ def export(folder: Path, target: Path, names: Sequence[str] = DATASETS) -> list[
     """What another machine needs to go on with some entries: `queue.json` and parts of less than 15 MB; their paths.
 
     Of a finished entry the weights and card; of one that is not, its checkpoints with all that the optimisers remember,
-    but for a stage that is done. Entries that nobody has begun are left out.
+    but for a stage that is done. Entries that nobody has begun, and damaged ones, are left out.
     """
     stream, entries = io.BytesIO(), {}
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name in names:
-            found = progress_of(folder / name)
+            try:
+                found = progress_of(folder / name)
+            except QueueError as error:
+                print(f"not exported: {error}", file=sys.stderr, flush=True)
+                continue
             if found.state == "waiting":
                 continue
             entries[name] = dataclasses.asdict(found)
@@ -224,16 +249,24 @@ def export(folder: Path, target: Path, names: Sequence[str] = DATASETS) -> list[
                     about = tarfile.TarInfo(f"{name}/{file}")
                     about.size = len(content)
                     archive.addfile(about, io.BytesIO(content))
-    content, parts = stream.getvalue(), []
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("queue.*"):
-        old.unlink()
+    content, parts, before = stream.getvalue(), {}, exported(target)
     for number, start in enumerate(range(0, len(content), PART_BYTES)):
         part = content[start:start + PART_BYTES]
-        parts.append(write_whole(target / f"queue.{number:02d}", lambda temporary: temporary.write_bytes(part)))
-    told = {"entries": entries, "parts": {path.name: sha256(path) for path in parts}}
-    return [write_whole(target / "queue.json", lambda temporary: temporary.write_text(json.dumps(told, indent=1))),
-            *parts]
+        checksum = hashlib.sha256(part).hexdigest()   # in the name too, so that an earlier export stays whole until
+        path = target / f"queue.{number:02d}.{checksum[:8]}"   # `queue.json` tells of this one
+        write_whole(path, lambda temporary: temporary.write_bytes(part))
+        parts[path.name] = checksum
+    told = {"entries": entries, "parts": parts}
+    write_whole(target / "queue.json", lambda temporary: temporary.write_text(json.dumps(told, indent=1)))
+    for old in before:
+        if old.name not in parts and old.name != "queue.json":
+            old.unlink()
+    return exported(target)
+
+
+def exported(target: Path) -> list[Path]:
+    """The files of an export: `queue.json`, and the parts that lie beside it."""
+    return [path for path in sorted(target.glob("queue.*"), reverse=True) if PART.fullmatch(path.name)]
 
 
 def take_up(folder: Path, source: Path) -> list[str]:
@@ -248,13 +281,15 @@ def take_up(folder: Path, source: Path) -> list[str]:
             if sha256(source / PurePosixPath(name).name) != checksum:
                 raise ValueError(f"the checksum of {name} is wrong")
             content += (source / PurePosixPath(name).name).read_bytes()
-    except (OSError, ValueError, KeyError) as error:
+        entries = {name: Progress(**found) for name, found in told["entries"].items()}
+        archive = tarfile.open(fileobj=io.BytesIO(content))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
         raise QueueError(f"{source.name} is not a whole export ({error}): copy queue.json and every part that it names "
                          "once more") from error
     taken = []
-    with locked(folder), tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        for name, found in told["entries"].items():
-            if name not in DATASETS or progress_of(folder / name).rank >= Progress(**found).rank:
+    with locked(folder), archive:
+        for name, found in entries.items():
+            if name not in DATASETS or _rank(folder / name) >= found.rank:
                 continue
             for file in (*CHECKPOINTS, *SMALL, *RESULT, "evaluation.npz"):   # nothing of the old beside the new
                 (folder / name / file).unlink(missing_ok=True)
@@ -264,6 +299,13 @@ def take_up(folder: Path, source: Path) -> list[str]:
                     write_whole(folder / name / file, lambda temporary: temporary.write_bytes(part))
             taken.append(name)
     return taken
+
+
+def _rank(entry: Path) -> tuple[int, int]:
+    try:
+        return progress_of(entry).rank
+    except QueueError:   # anything is further than what is damaged
+        return -1, 0
 
 
 def _needed(state: str) -> tuple[str, ...]:
@@ -347,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.export:
             if not worked:
                 export(folder, given.export, names)
-            for path in sorted(given.export.glob("queue.*")):
+            for path in exported(given.export):
                 print(f"exported {path.name}, {path.stat().st_size:,} bytes")
     except QueueError as error:
         print(error, file=sys.stderr)

@@ -48,7 +48,7 @@ from mage_core.machine import autocast, relaunch_with_fast_allocator, tf32
 from mage_core.machine import describe as describe_machine
 from mage_core.mage import MAGE, check_start
 from mage_core.moving_mnist import MovingMNIST
-from mage_core.presets import Preset, changed, describe, mage_config, preset, sized_like, vqvae_config
+from mage_core.presets import COMPILE, Preset, changed, describe, mage_config, preset, sized_like, vqvae_config
 from mage_core.processes import ALONE, Alone, processes
 from mage_core.retokenise import retokenise
 from mage_core.tokens import split_ids
@@ -319,8 +319,8 @@ def compiled(mage: MAGE, wanted: str, device: torch.device,
     compilation happens in the first pass forward and back, so that it fails here or not at all. A failure is printed,
     and training goes on without; so it does where a step is no faster, but with "on". ValueError for another word.
     """
-    if wanted not in ("auto", "on", "layers", "off"):
-        raise ValueError(f"compile is {wanted!r}: it must be 'auto', 'on', 'layers' or 'off'")
+    if wanted not in COMPILE:
+        raise ValueError(f"compile is {wanted!r}: it must be one of {', '.join(COMPILE)}")
     plain = mage, mage.guess
     if wanted == "off" or wanted == "auto" and not machine.waits(device):
         return plain, False
@@ -484,9 +484,11 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     if chosen.mage.advection and shape != "patch":
         raise ValueError(f"mage.advection is {chosen.mage.advection} and the VQ-VAE is of the shape {shape!r}, whose "
                          "codes have no pixels of their own: set mage.advection=0, or vqvae.shape=patch")
+    tokens = vqvae_config(chosen.vqvae, dataset) if given is None or new_tokens else given.vqvae.config
+    sizes = mage_config(chosen.mage, dataset, tokens.codebook_size, tokens.groups)
     if new_tokens:
-        check_start(mage_config(chosen.mage, dataset, chosen.vqvae.codebook_size, chosen.vqvae.groups),
-                    start.mage.config, "codebook_size", "groups")
+        check_start(sizes, start.mage.config, "codebook_size", "groups")
+        start = _with_frames(start, dataset)
     if given is None or new_tokens:
         vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
         if not done:
@@ -513,18 +515,42 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
                 about[name] = {key: source.card[key] for key in START if key in source.card}
         if (speed := folder / "speed.json").exists():
             about["speed"] = json.loads(speed.read_text())
-        weights.save(path, vqvae, mage, about, precision=chosen.precision)
+        if not _is_of(path, about, *dataset.about, "seed", "recipe", "curves"):   # who trained nothing changes nothing
+            weights.save(path, vqvae, mage, about, precision=chosen.precision)
     team.wait()
     trained = weights.load(path)
     trained.dataset = dataset   # a card only describes a folder of videos
     return trained
 
 
+def _is_of(path: Path, about: dict, *names: str) -> bool:
+    """Whether whole weights lie at a path, whose card says the same under some names."""
+    try:
+        card, about = weights.load(path).card, json.loads(json.dumps(about))
+    except weights.CheckpointError:
+        return False
+    return all(card.get(name) == about.get(name) for name in names)
+
+
+def _with_frames(start: weights.Trained, dataset) -> weights.Trained:
+    """Weights to go on from with samples of what they were trained on: of a folder of videos, a card has none."""
+    if hasattr(start.dataset, "clips"):
+        return start
+    if start.dataset.vocabulary != dataset.vocabulary:
+        raise ValueError(f"new tokens are fitted on the videos of {start.dataset.name} that the weights to go on from "
+                         f"were trained on, and the captions of {dataset.name} that are given have other words: give "
+                         "those videos, or go on without new tokens")
+    found = dataclasses.replace(start)
+    found.dataset = dataset
+    return found
+
+
 def _with_tokens_of(vqvae: VQVAE, start: weights.Trained, folder: Path, seed: int, team: Alone) -> weights.Trained:
     """Weights to go on from with the tokens of another VQ-VAE, kept in the run's folder: the same after every stop."""
     path, card = folder / "start.safetensors", start.card
-    if team.main and not path.exists():
-        weights.save(path, vqvae, retokenise(start, vqvae.cpu(), seed), card, precision="full")
+    about = {**card, "made_of": [fingerprint(model) for model in (start.vqvae, start.mage, vqvae)]}
+    if team.main and not _is_of(path, about, "made_of"):
+        weights.save(path, vqvae, retokenise(start, vqvae.cpu(), seed), about, precision="full")
     team.wait()
     made = weights.load(path)
     made.card, made.dataset = card, start.dataset
@@ -572,8 +598,8 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
     auto), "train" (never those), or a name or file for `weights.load`. `digit_set`, `mode` and `videos` are those of
-    `clips.load_dataset`. A run in the preset's own folder that another recipe made is deleted and trained anew: give
-    runs with `--set` a `--run` of their own. Prints what was used.
+    `clips.load_dataset`. A run in the preset's own folder that another recipe made, or other captions, is deleted and
+    trained anew: give runs with `--set` a `--run` of their own. Prints what was used.
     """
     if weights_name not in ("shipped", "train"):
         found = weights.load(weights_name)
@@ -588,12 +614,13 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
     folder = run_folder(dataset, chosen, seed)
     kept = folder / "weights.safetensors"
     if kept.exists():
-        found = weights.load(kept)
-        if found.card.get("recipe") == json.loads(json.dumps(dataclasses.asdict(chosen))):
+        found, about = weights.load(kept), {**dataset.about, "recipe": dataclasses.asdict(chosen)}
+        if _is_of(kept, about, *about):
             found.dataset = dataset
             print(f"reused the {chosen.name} run of {dataset_name} that is on disk")
             return found
-        shutil.rmtree(folder)   # the preset has changed since
+        if "recipe" in found.card:   # the preset has changed since, or the captions; without a card it goes on
+            shutil.rmtree(folder)
     print(f"training {dataset_name} with the preset {chosen.name}: nothing was found to reuse")
     return train(dataset, chosen, seed=seed, folder=folder, progress=progress)
 
@@ -624,6 +651,9 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = preset(given.preset, given.dataset)
     chosen = changed(chosen if start is None else sized_like(chosen, start.mage.config), given.changes)
     dataset = load_dataset(given.dataset, given.digit_set, mode=given.captions, videos=given.videos)
+    count = available(dataset, "test", chosen.test_clips if given.test_clips is None else given.test_clips)
+    if count < 1:
+        raise ValueError(f"{count} samples of {dataset.name}'s split 'test' are to be in the table: it needs 1 or more")
     team = processes()
     if team.main:
         print(describe_machine(), describe(chosen), f"dataset {dataset.name} ({dataset.source}), seed {given.seed}",
@@ -637,7 +667,7 @@ def main(arguments: list[str] | None = None) -> None:
     if trained is None:
         print("time is up: the run is kept; the same command goes on with it")
         return
-    rows = results(trained, given.test_clips or chosen.test_clips)
+    rows = results(trained, count)
     trained.add_results(rows)
     print(f"\n{dataset.name}, {rows[0].n} held-out test pairs\n\n{metrics.table(rows)}")
 

@@ -67,6 +67,27 @@ def test_a_video_that_changes_is_counted_again(tmp_path):
         assert folders._count(folders.write_video(tmp_path / "v.avi", smooth(frames, (24, 32)))) == frames
 
 
+def test_what_lies_before_a_cut_without_new_compression_is_no_frame(tmp_path):
+    import av
+
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    with av.open(str(whole), "w") as file:
+        stream = file.add_stream("libx264", rate=24, options={"bf": "0", "g": "100"})
+        stream.height, stream.width = 48, 64
+        frames = [av.VideoFrame.from_ndarray(frame) for frame in smooth(24, (48, 64))]
+        for frame in (*frames, None):
+            file.mux(stream.encode(frame))
+    with av.open(str(whole)) as file, av.open(str(cut), "w", options={"avoid_negative_ts": "disabled"}) as other:
+        stream = other.add_stream_from_template(file.streams.video[0])
+        for packet in file.demux(video=0):
+            if packet.size:   # as `ffmpeg -ss ... -c copy` does: what is before the cut stays, at times below 0
+                packet.pts, packet.dts = (time - 6 * packet.duration for time in (packet.pts, packet.dts))
+                packet.stream = stream
+                other.mux(packet)
+    assert (folders._count(whole), folders._count(cut)) == (24, 18) == (
+        len(list(folders.read_video(whole))), len(list(folders.read_video(cut))))
+
+
 # --------------------------------------------------------------------------------- the authors' layout
 
 

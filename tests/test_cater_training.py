@@ -13,6 +13,7 @@ from mage_core import cater, clips, metrics, presets, training, weights
 from mage_core.cater import folders
 from mage_core.captions import CaptionError
 from mage_core.clips import load_dataset
+from mage_core.training import fingerprint
 
 SMOKE = presets.preset("smoke", "cater-gen-v1")
 TINY = dataclasses.replace(
@@ -215,6 +216,40 @@ def test_footage_of_ones_own_trains_and_its_card_alone_knows_its_words(footage, 
         mage_core.generate(image, "a person is flying.", 0.5, weights=again)
     with pytest.raises(ValueError, match="has 6 words and marks: the captions of this folder have at most 5"):
         mage_core.generate(image, "a person is walking running.", 0.5, weights=again)
+
+
+def recaption(footage, change):
+    for split in ("train", "test"):
+        path = footage / f"{split}.json"
+        path.write_text(path.read_text().replace(*change))
+
+
+def test_new_tokens_need_the_videos_of_the_weights_that_are_gone_on_from(footage, tmp_path, monkeypatch):
+    dataset = load_dataset("walks", videos=footage)
+    base = training.train(dataset, TINY, folder=tmp_path / "run", progress=False)
+    chosen = dataclasses.replace(TINY, vqvae=dataclasses.replace(TINY.vqvae, codebook_size=12))
+    given = {"folder": tmp_path / "more", "progress": False, "new_tokens": True}
+    more = training.train(dataset, chosen, start=weights.load(base.path), **given)
+    assert more.vqvae.config.codebook_size == 12 and more.card["start"]["sha256"] == base.card["sha256"]
+    recaption(footage, ("running", "dancing"))
+    with pytest.raises(ValueError, match="fitted on the videos of walks .*have other words"):
+        training.train(load_dataset("walks", videos=footage), chosen, start=weights.load(base.path),
+                       **given | {"folder": tmp_path / "none"})
+    assert not list((tmp_path / "none").iterdir())
+    with pytest.raises(ValueError, match="videos of walks that these weights were trained on are not here"):
+        training.results(weights.load(base.path), 1)
+
+
+def test_a_notebook_does_not_reuse_a_model_of_other_captions(footage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(training, "preset", lambda name, dataset_name: TINY)
+    asked = {"videos": footage, "progress": False}
+    first = training.ready("walks", "tiny", **asked)
+    assert fingerprint(training.ready("walks", "tiny", **asked).mage) == fingerprint(first.mage)
+    assert "reused the tiny run of walks" in capsys.readouterr().out
+    recaption(footage, ("running", "dancing"))
+    other = training.ready("walks", "tiny", **asked)
+    assert "reused" not in capsys.readouterr().out and "dancing" in other.card["videos"]["vocabulary"]
 
 
 def test_another_video_under_the_same_name_is_another_content(footage):

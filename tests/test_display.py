@@ -92,7 +92,7 @@ def test_an_mp4_plays_elsewhere(tmp_path):
     import imageio.v3 as imageio
 
     smooth = torch.nn.functional.interpolate(video(6, 3, 4), (63, 50), mode="bilinear")
-    path = display.save_video(smooth, tmp_path / "clip.mp4", fps=8)
+    path = display.save_video(smooth, tmp_path / "clip.mp4", fps=np.float32(8))
     found = imageio.imread(path, plugin="pyav")
     assert found.shape == (6, 64, 50, 3)  # H.264 wants even sides
     assert np.abs(found[:, :63].astype(int) - display.frames_uint8(smooth)).mean() < 6
@@ -101,11 +101,15 @@ def test_an_mp4_plays_elsewhere(tmp_path):
     assert grey.shape == (6, 16, 16, 3)
 
 
+def test_a_video_played_backwards_is_saved():
+    assert display.gif_bytes(video().numpy()[::-1]) == display.gif_bytes(video().flip(0))
+
+
 def test_the_suffix_chooses_and_mistakes_are_named(tmp_path, monkeypatch):
     assert display.save_video(video(), tmp_path / "A.GIF").read_bytes()[:3] == b"GIF"
     with pytest.raises(ValueError, match=r"'\.avi'.*\.gif or \.mp4"):
         display.save_video(video(), tmp_path / "clip.avi")
-    for options in ({"fps": 0}, {"fps": 80}, {"scale": 0}, {"scale": 1.5}):
+    for options in ({"fps": 0}, {"fps": 0.001}, {"fps": 80}, {"scale": 0}, {"scale": 1.5}):
         with pytest.raises(ValueError, match=str(next(iter(options.values())))):
             display.save_video(video(), tmp_path / "clip.gif", **options)
     monkeypatch.setitem(sys.modules, "av", None)  # as where PyAV is not installed

@@ -307,6 +307,9 @@ def noise(*shape, dtype=np.uint8):
     (noise(64, 64).astype(object), r"object.*uint8 \(H W c\)"),
     (None, r"'None' is a NoneType.*give a path.*uint8"), ({"image": 1}, r"dict that.*give a path.*uint8"),
     ([[1, 2], [3]], r"list that cannot be read as numbers.*give a path.*uint8"),
+    (Image.fromarray(noise(64, 64).astype(np.uint16) * 257), r"mode is 'I;16', more than 8 bits.*scale it to 8 bits"),
+    (Image.fromarray(noise(64, 64).astype(np.int32)), r"mode is 'I', more than 8 bits"),
+    (Image.fromarray(noise(64, 64, dtype=np.float32)), r"mode is 'F', more than 8 bits"),
     (Image.new("L", (64, 32)), r"1 x 32 x 64.*take 1 x 64 x 64; resize.*resize\(\(64, 64\)\)"),
     ("no-such-file.png", "'no-such-file.png' is not a file: give the path of a PNG or JPEG"),
 ], ids=lambda value: None if isinstance(value, str) else "image")
@@ -350,13 +353,43 @@ def test_mp4_without_its_extra_is_refused_before_the_work(no_model_runs, monkeyp
         generate(pixels, SENTENCE, 0.5, weights=trained, save=tmp_path / "video.mp4")
 
 
-@pytest.mark.parametrize("samples", [0, -1])
+@pytest.mark.parametrize("place, why", [("folder.gif", "it is a folder"), ("file.txt/video.gif", ""),
+                                        ("v" * 252 + ".gif", "too long"), ("deep/" + "v" * 300 + "/video.gif", "")])
+def test_places_that_cannot_be_written_are_told_before_the_work(no_model_runs, trained, pixels, tmp_path, place, why):
+    (tmp_path / "folder.gif").mkdir()
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ValueError, match=f"cannot be written .*{why}.*name a file in a folder where you can write"):
+        generate(pixels, SENTENCE, 0.5, weights=trained, save=tmp_path / place)
+    assert {path.name for path in tmp_path.iterdir()} <= {"folder.gif", "file.txt", "deep"}
+
+
+def test_a_long_name_and_the_users_own_folder_are_places(trained, pixels, video, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "v" * 250 + ".gif"
+    generate(pixels, SENTENCE, 0.5, weights=trained, save=f"~/new/{name}")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("samples", [0, -1, 2.0])
 def test_numbers_of_samples(no_model_runs, trained, pixels, samples):
     with pytest.raises(ValueError, match=f"samples is {samples}: it must be at least 1"):
         generate(pixels, SENTENCE, 0.5, weights=trained, samples=samples)
 
 
 # ---------------------------------------------------------------- reading images
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_what_is_transparent_is_before_black(pixels, tmp_path, mode):
+    shape = Image.new("L", (64, 64), 255)
+    shape.putalpha(Image.fromarray(pixels))   # white throughout, the digit in its transparency
+    if mode == "P":
+        shape = Image.fromarray(np.where(pixels > 127, 1, 0).astype(np.uint8), mode="P")
+        shape.putpalette([255, 255, 255, 255, 255, 255])
+        shape.info["transparency"] = bytes([0, 255])
+    path = tmp_path / "digit.png"
+    (shape if mode == "P" else shape.convert(mode)).save(path)
+    expected = np.where(pixels > 127, 255, 0) if mode == "P" else pixels
+    assert np.abs(read_image(path, 64, 1)[0].numpy() * 255 - expected).max() <= 1
 
 def test_colour_images_are_read_in_colour(tmp_path):
     pixels = noise(8, 8, 3)

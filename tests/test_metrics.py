@@ -196,6 +196,19 @@ def test_a_generator_of_too_few_frames_is_named():
         metrics.evaluate(metrics.first_frame_repeated(clip_length=4), SINGLE, n=2, progress=False)
 
 
+@pytest.mark.parametrize("change, message", [
+    (lambda truth: (truth * 255).round().to(torch.uint8), "uint8.*float in \\[0, 1\\]"),
+    (lambda truth: truth > 0.5, "bool.*float in \\[0, 1\\]"),
+    (lambda truth: truth * 255, "from 0 to 255: they must be in \\[0, 1\\]; divide by 255"),
+    (lambda truth: truth * 2 - 1, "from -1 to 1: .*map -1 to 1"),
+    (lambda truth: truth / 0, "not finite")])
+def test_videos_of_another_type_or_range_are_not_scored(change, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.evaluate(metrics.FromBatch(lambda batch: change(batch.truth)), SINGLE, n=2, progress=False)
+    near = metrics.evaluate(metrics.FromBatch(lambda batch: batch.truth * 1.02 - 0.01), SINGLE, n=2, progress=False)
+    assert 35 < near.scores.psnr_frames < 45, "what a network's last layer overshoots by is scored"
+
+
 def test_the_table_shows_every_row_and_the_chance_level_once():
     rows = [metrics.evaluate(generator, SINGLE, n=4, name=name, progress=False)
             for name, generator in (("repeated", metrics.first_frame_repeated()),

@@ -100,7 +100,7 @@ def test_stopped_and_carried_to_other_machines_it_ends_in_the_same_weights(finis
 
 def test_an_export_with_a_damaged_or_missing_part_is_refused(finished, tmp_path):
     queue.export(finished, tmp_path / "export")
-    part = tmp_path / "export" / "queue.00"
+    part, = (tmp_path / "export").glob("queue.00.*")
     content = bytearray(part.read_bytes())
     content[1000] ^= 1
     part.write_bytes(content)
@@ -109,7 +109,51 @@ def test_an_export_with_a_damaged_or_missing_part_is_refused(finished, tmp_path)
     part.unlink()
     with pytest.raises(queue.QueueError, match="every part"):
         queue.take_up(tmp_path / "there", tmp_path / "export")
+    (tmp_path / "export" / "queue.json").write_text("[]")
+    with pytest.raises(queue.QueueError, match="not a whole export"):
+        queue.take_up(tmp_path / "there", tmp_path / "export")
     assert not (tmp_path / "there").exists()
+
+
+def test_an_export_leaves_what_is_not_its_own_and_the_one_before_until_it_is_whole(finished, tmp_path, monkeypatch):
+    target = tmp_path / "export"
+    before = queue.export(finished, target, NAMES[:1])
+    own = [target / name for name in ("queue.log", "queue.py", "queue.md")]
+    for path in own:
+        path.write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "write_whole", lambda path, write: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            queue.export(finished, target, NAMES)
+    assert queue.take_up(tmp_path / "there", target) == [NAMES[0]]
+    after = queue.export(finished, target, NAMES)
+    assert queue.take_up(tmp_path / "there", target) == [NAMES[1]]
+    assert set(target.iterdir()) == {*own, *after} and not set(before[1:]) & set(after)
+
+
+def test_a_damaged_entry_does_not_hold_up_the_others(finished, tmp_path, monkeypatch, capsys):
+    damaged = begun(tmp_path / "here")
+    (damaged / "vqvae.pt").write_bytes((damaged / "vqvae.pt").read_bytes()[:100])
+    monkeypatch.setattr(queue, "visit", lambda entry, *args, **options: begun(tmp_path / "here", name=entry.name))
+    worked = queue.work(tmp_path / "here", "smoke", minutes=60, target=tmp_path / "export", **OPTIONS)
+    assert worked == (list(NAMES), ["single-mnist"])
+    assert "single-mnist/vqvae.pt cannot be read" in (damaged / "error.txt").read_text()
+    listing = queue.listing(tmp_path / "here", NAMES)
+    assert "| single-mnist | damaged |" in listing and "delete it" in listing and "| double-mnist | vqvae" in listing
+    assert queue.take_up(tmp_path / "there", tmp_path / "export") == ["double-mnist"]
+    queue.export(finished, tmp_path / "whole", NAMES[:1])
+    assert queue.take_up(tmp_path / "here", tmp_path / "whole") == ["single-mnist"], "an import puts it right"
+    (damaged / "weights.json").write_text("{")
+    assert "weights.json cannot be read" in queue.listing(tmp_path / "here", NAMES)
+
+
+def test_weights_without_a_card_are_made_again_from_the_checkpoints(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "queue")
+    card = tmp_path / "queue" / "single-mnist" / "weights.json"
+    before = json.loads(card.read_text())
+    card.unlink()
+    assert queue.work(tmp_path / "queue", "smoke", minutes=60, **OPTIONS) == (["single-mnist"], [])
+    assert json.loads(card.read_text())["sha256"] == before["sha256"]
 
 
 def test_parts_are_small_and_together_the_whole(finished, tmp_path, monkeypatch):

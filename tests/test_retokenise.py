@@ -1,5 +1,6 @@
 """A trained MAGE with other tokens: what it knew is read and written as before, as far as the tokens can say it."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -119,5 +120,15 @@ def test_a_run_goes_on_with_new_tokens_and_stops_and_goes_on_the_same(dataset, s
     assert runs[0].card["start"]["dataset"] == "single-mnist" and "vqvae" in runs[0].card["curves"]
     for one, other in zip(runs[0].mage.state_dict().values(), runs[1].mage.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+    other = dataclasses.replace(start, mage=copy.deepcopy(start.mage))
+    with torch.no_grad():
+        other.mage.text_encoder.words.add_(1.0)
+    given = {"new_tokens": True, "folder": tmp_path / "straight", "progress": False}
+    with pytest.raises(ValueError, match="another recipe"):   # not taken for the one before
+        train(dataset, chosen, start=other, **given)
+    (tmp_path / "straight" / "mage.pt").unlink()
+    anew = train(dataset, chosen, start=other, **given)
+    assert any(not torch.equal(one, two) for one, two in zip(anew.mage.state_dict().values(),
+                                                             runs[0].mage.state_dict().values()))
     with pytest.raises(ValueError, match="none are given: name some.*--start"):
         train(dataset, chosen, new_tokens=True, folder=tmp_path / "none")

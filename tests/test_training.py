@@ -910,6 +910,25 @@ def test_pairs_that_are_not_there_are_told_before_any_work(single, tmp_path, cha
     assert not (tmp_path / "run" / "vqvae.pt").exists()
 
 
+@pytest.mark.parametrize("change, message", [
+    ("precision=hlaf", "precision is 'hlaf': it must be one of full, half, int8"),
+    ("compile=yes", "compile is 'yes': it must be one of auto, on"), ("test_clips=-3", "test_clips is -3: .*at least 1"),
+    ("watch_clips=0", "watch_clips is 0"), ("mage.samples=0", "mage.samples is 0"), ("mage.batch=0", "mage.batch is 0"),
+    ("mage.later_frames=-1", "mage.later_frames is -1"), ("vqvae.images=0", "vqvae.images is 0"),
+    ("mage.width=100", "width is 100"), ("mage.dropout=1.5", "dropout is 1.5"), ("mage.axial_layers=4", "layers is 4"),
+    ("vqvae.code_channels=0", "code_channels is 0")])
+def test_what_no_training_can_do_is_told_before_any_work(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        training.main(["--preset", "smoke", "--run", str(tmp_path), "--set", change])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_without_samples_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="0 samples of single-mnist's split 'test'"):
+        training.main(["--preset", "smoke", "--run", str(tmp_path), "--test-clips", "0"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_from_given_weights_keeps_their_vqvae_and_trains_their_mage_on(single, smoke, tmp_path):
     chosen = dataclasses.replace(SMOKE, mage=dataclasses.replace(SMOKE.mage, samples=8))
     more = training.train(single, chosen, folder=tmp_path, device="cpu", progress=False, start=smoke.trained)
@@ -996,6 +1015,12 @@ def test_ready_trains_once_reuses_it_and_trains_again_where_the_preset_changed(n
         again = training.ready("single-mnist", progress=False)
     assert "reused the small run of single-mnist" in capsys.readouterr().out
     assert fingerprint(again.mage) == fingerprint(first.mage)
+    (kept := next(notebook.rglob("weights.json"))).unlink()   # by a kill between the two files
+    with monkeypatch.context() as patch:
+        patch.setattr(training.shutil, "rmtree", None)   # the checkpoints are gone on with
+        again = training.ready("single-mnist", progress=False)
+    assert fingerprint(again.mage) == fingerprint(first.mage) and kept.exists()
+    capsys.readouterr()
     monkeypatch.setattr(training, "preset", lambda name, dataset_name: dataclasses.replace(SMALL, pairs=4))
     other = training.ready("single-mnist", progress=False)
     assert "training single-mnist" in capsys.readouterr().out and fingerprint(other.mage) != fingerprint(first.mage)
@@ -1032,5 +1057,9 @@ def test_the_command_line_stops_in_time_goes_on_and_prints_the_table(tmp_path, c
         assert f"| {name} |" in out
     card = json.loads((tmp_path / "weights.json").read_text())
     assert [row["name"] for row in card["results"]][:2] == ["MAGE", "first frame repeated"]
+    with pytest.MonkeyPatch.context() as patch:   # whoever trains nothing is not who made the weights
+        patch.setattr(training, "commit", lambda: "another")
+        training.main(command)
+    assert json.loads((tmp_path / "weights.json").read_text())["commit"] == card["commit"]
     with pytest.raises(ValueError, match="another recipe.*samples differ"):
         training.main([*command, "--set", "mage.samples=12"])

@@ -170,6 +170,11 @@ class Language:
         raise ValueError(f"the videos of {self.name} that these weights were trained on are not here: give their "
                          f"folder, load_dataset({self.name!r}, videos=FOLDER)")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """No splits, as there are no samples; see `spec`."""
+        return self.spec("train", 0)
+
 
 @dataclass(frozen=True)
 class VideoFolder:
@@ -401,7 +406,7 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
 
 
 def _count(path: Path) -> int:
-    """The frames of a video, counted as the packets that hold them: nothing is decoded."""
+    """The frames of a video, counted as the packets that hold them, without those before a cut: nothing is decoded."""
     return _packets(path, path.stat().st_mtime_ns)
 
 
@@ -410,7 +415,7 @@ def _packets(path: Path, changed: int) -> int:
     av = _av()
     try:
         with av.open(str(path)) as file:
-            frames = sum(1 for packet in file.demux(video=0) if packet.size)
+            frames = sum(1 for packet in file.demux(video=0) if packet.size and not packet.is_discard)
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
     if not frames:
