@@ -235,7 +235,11 @@ def load(name: str | Path) -> Trained:
         raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train "
                               "one with python -m mage_core.training; the authors' checkpoints load with "
                               "weights.load_released") from error
-    card = {**{key: told[key] for key in DATASET if key in told}, **card}
+    for key in DATASET:
+        if key in told and card.setdefault(key, told[key]) != told[key]:
+            raise CheckpointError(f"{path.with_suffix('.json').name} says that {key} is {str(card[key])[:80]!r}, and "
+                                  f"{path.name} itself {str(told[key])[:80]!r}: the card is of other weights, or was "
+                                  "edited; take it from where the weights are from, or delete it")
     return Trained(models["vqvae"].eval(), models["mage"].eval(), card, path)
 
 

@@ -231,6 +231,9 @@ def test_any_footage_with_captions(footage):
     assert data.encode("A person is running.") == [1, 4, 6, 5, 7, 3, 2]
     with pytest.raises(ValueError, match="unknown word 'flying'"):
         data.encode("a person is flying.")
+    for nothing in ("", " \n", None):
+        with pytest.raises(ValueError, match=f"the caption is {nothing!r}: .*person, running, waving".replace("\\", ".")):
+            data.language.tidy(nothing)
     with pytest.raises(ValueError, match="has no frame 5"):
         data.clips([part], np.array([[0, 5]]))
     with pytest.raises(IndexError, match="it has 1, numbered from 0"):
@@ -273,6 +276,16 @@ def test_the_training_captions_are_told_and_tokens_do_not_depend_on_them(footage
     assert clips.described(told) == after.language
     del told["videos"]["captions"]  # as cards once were
     assert clips.described(told) == after.language
+
+
+def test_videos_may_lie_elsewhere_behind_a_link(footage, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "films"
+    (footage / "clips").rename(elsewhere)
+    (footage / "clips").symlink_to(elsewhere)
+    assert folders.VideoFolder(footage, image_size=32).sizes == {"train": 2, "test": 1}
+    relisted(footage, lambda listed: listed["0"].update(video="clips/../../films/a.avi"), "train")
+    with pytest.raises(ValueError, match="entry 0 .*leads out of the folder.*put the video, or a link to it, into"):
+        folders.VideoFolder(footage)
 
 
 def test_a_run_on_corrected_captions_does_not_go_on(footage, tmp_path):

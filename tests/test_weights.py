@@ -150,6 +150,18 @@ def test_a_flipped_bit_is_found_wherever_it_is(models, tmp_path, place):
         weights.load(path)
 
 
+def test_a_card_of_another_dataset_is_refused_and_one_that_is_missing_is_not(models, tmp_path):
+    vqvae, mage = models
+    path = tmp_path / "some.safetensors"
+    card = weights.save(path, vqvae, mage, {"dataset": "single-mnist", "digit_set": "mnist-5k"}).card
+    path.with_suffix(".json").write_text(json.dumps(card | {"dataset": "double-mnist"}))
+    with pytest.raises(CheckpointError, match=r"some.json says that dataset is 'double-mnist', and some.safetensors its"
+                                              r"elf 'single-mnist': .*delete it"):
+        weights.load(path)
+    path.with_suffix(".json").unlink()
+    assert weights.load(path).card == {"dataset": "single-mnist", "digit_set": "mnist-5k"}
+
+
 def test_a_truncated_file_and_a_broken_card_are_named(models, tmp_path):
     path = tmp_path / "some.safetensors"
     weights.save(path, *models, ABOUT)

@@ -145,8 +145,11 @@ class Language:
     video_length = None
 
     def encode(self, sentence: str) -> list[int]:
-        """Token ids of a sentence; ValueError for a word that no caption has, or for too many words."""
-        ids, words = self._ids, _words(sentence)
+        """Token ids of a sentence; ValueError for a word that no caption has, for too many words, or for none."""
+        ids, words = self._ids, _words(sentence) if isinstance(sentence, str) else []
+        if not words:
+            raise ValueError(f"the caption is {sentence!r}: it must be a text with words, such as the captions of this "
+                             f"folder have: {', '.join(self.vocabulary[3:])}")
         for word in words:
             if word not in ids:
                 raise ValueError(f"unknown word {word!r} in {sentence!r}: the captions of this folder have "
@@ -387,7 +390,7 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no list of videos: expected {{\"0\": {{\"video\": ..., \"caption\": ...}}, "
                          f"\"1\": ...}}, numbered without gaps ({error!r})") from error
-    inside = root.resolve()
+    inside = Path(os.path.normpath(root))
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("video", "caption")):
             raise ValueError(f"entry {number} of {path} is {entry!r}: expected \"video\" and \"caption\", two texts")
@@ -396,9 +399,10 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
                 end is not None and end <= first):
             raise ValueError(f"entry {number} of {path} has first = {first!r}, end = {end!r}: expected two frame "
                              "numbers, 0 <= first < end")
-        video = (root / entry["video"]).resolve()
+        video = Path(os.path.normpath(root / entry["video"]))   # a link inside of the folder is its owner's choice
         if not video.is_relative_to(inside):
-            raise ValueError(f"entry {number} of {path} leads out of the folder: {entry['video']!r}")
+            raise ValueError(f"entry {number} of {path} leads out of the folder: {entry['video']!r}; put the video, or "
+                             "a link to it, into the folder")
         if not video.is_file():
             raise FileNotFoundError(f"entry {number} of {path} names {entry['video']!r}, which is not in {root}")
         entry["caption"] = entry["caption"].strip()
