@@ -88,8 +88,9 @@ def progress_of(entry: Path) -> Progress:
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                 return Progress(stage, state["step"], seconds)
     except Exception as error:   # foreign bytes fail in as many ways as there are bytes
-        raise QueueError(f"{entry.name}/{path.name} cannot be read ({str(error).splitlines()[0]}): delete it, and the "
-                         "entry goes on from what is left") from error
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise QueueError(f"{entry.name}/{path.name} cannot be read ({why}): delete it, and the entry goes on from what "
+                         "is left") from error
     return Progress("waiting", 0, seconds)
 
 
@@ -265,8 +266,9 @@ def export(folder: Path, target: Path, names: Sequence[str] = DATASETS) -> list[
 
 
 def exported(target: Path) -> list[Path]:
-    """The files of an export: `queue.json`, and the parts that lie beside it."""
-    return [path for path in sorted(target.glob("queue.*"), reverse=True) if PART.fullmatch(path.name)]
+    """The files of an export: `queue.json`, then the parts that lie beside it, in order."""
+    files = [path for path in target.glob("queue.*") if PART.fullmatch(path.name)]
+    return sorted(files, key=lambda path: (path.name != "queue.json", path.name))
 
 
 def take_up(folder: Path, source: Path) -> list[str]:

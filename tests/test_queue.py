@@ -143,6 +143,13 @@ def test_a_damaged_entry_does_not_hold_up_the_others(finished, tmp_path, monkeyp
     assert queue.take_up(tmp_path / "there", tmp_path / "export") == ["double-mnist"]
     queue.export(finished, tmp_path / "whole", NAMES[:1])
     assert queue.take_up(tmp_path / "here", tmp_path / "whole") == ["single-mnist"], "an import puts it right"
+    for file in (*queue.RESULT, *queue.CHECKPOINTS):
+        (damaged / file).unlink(missing_ok=True)
+    for content in (b"", b"PK", b"[]"):
+        (damaged / "vqvae.pt").write_bytes(content)
+        assert "| damaged |" in queue.listing(tmp_path / "here", NAMES[:1])
+    for file in queue.RESULT:
+        (damaged / file).touch()
     (damaged / "weights.json").write_text("{")
     assert "weights.json cannot be read" in queue.listing(tmp_path / "here", NAMES)
 
@@ -159,6 +166,7 @@ def test_weights_without_a_card_are_made_again_from_the_checkpoints(finished, tm
 def test_parts_are_small_and_together_the_whole(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "PART_BYTES", 50_000)
     files = queue.export(finished, tmp_path / "export")
+    assert [path.name[:8] for path in files[:3]] == ["queue.js", "queue.00", "queue.01"]
     assert len(files) > 3 and all(path.stat().st_size <= 50_000 for path in files[1:])
     assert queue.take_up(tmp_path / "there", tmp_path / "export") == list(NAMES)
     assert tensors(tmp_path / "there", NAMES[1]).keys() == tensors(finished, NAMES[1]).keys()

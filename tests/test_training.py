@@ -910,6 +910,14 @@ def test_pairs_that_are_not_there_are_told_before_any_work(single, tmp_path, cha
     assert not (tmp_path / "run" / "vqvae.pt").exists()
 
 
+def test_a_curve_that_cannot_be_read_is_named_with_its_remedy(tmp_path):
+    (curve := tmp_path / "mage.jsonl").write_text('{"step": 1}\n{"st')
+    with pytest.raises(ValueError, match=r"mage.jsonl in .* is not a curve that can be read .*delete it, and training"):
+        read_curve(curve)
+    curve.unlink()
+    assert read_curve(curve) == []
+
+
 @pytest.mark.parametrize("change, message", [
     ("precision=hlaf", "precision is 'hlaf': it must be one of full, half, int8"),
     ("compile=yes", "compile is 'yes': it must be one of auto, on"), ("test_clips=-3", "test_clips is -3: .*at least 1"),
