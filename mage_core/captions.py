@@ -350,16 +350,23 @@ class _Parser:
         if largest <= smallest:
             self.fail(f"a cone must be strictly larger than what it contains, and no {subject} is "
                       f"larger than a {other}", back=1)
-        if self.dataset == "cater-gen-v1" and earlier is not None and earlier.subject == other:
+        if earlier is not None and self.same(earlier.subject, other):
             self.fail(f"the {other} is contained here, so it has no action of its own", back=1)
+        if earlier is not None and self.same(earlier.object, other):
+            self.fail(f"the {other} is contained in the first sentence already", back=1)
         return other
 
     def must_act_once(self, subject: ObjectName, earlier: Action | None) -> None:
-        # Names of v1 are unique; in v2 the same words may be said of two objects.
-        if self.dataset != "cater-gen-v1" or earlier is None:
-            return
-        if subject in (earlier.subject, earlier.object):
+        if earlier is not None and (self.same(earlier.subject, subject) or self.same(earlier.object, subject)):
             self.fail(f"the {subject} is in the first sentence already: two actions, two objects", back=1)
+
+    def same(self, one: ObjectName | None, other: ObjectName) -> bool:
+        """Whether both names must be of one object: in v2 the same words may be said of two, unless they say all."""
+        if one is None or one.shape != other.shape:
+            return False
+        if self.dataset == "cater-gen-v1" or one.shape == "snitch":
+            return True
+        return set(one.attributes) == set(other.attributes) and len(one.attributes) == len(_ATTRIBUTES)
 
     def name(self) -> ObjectName:
         shapes = SHAPES[:2] if self.dataset == "cater-gen-v1" else SHAPES
