@@ -293,7 +293,8 @@ def frame_pool(dataset: Dataset, split: str, indices: range, count: int, seed: i
 
     The samples come in turn, each time with another random frame. Kept on disk as `token_clips` keeps tokens.
     """
-    key = cache_key("frames 1", dataset.name, dataset.content, split, indices.start, len(indices), seed)
+    key = cache_key("frames 1", dataset.name, dataset.content, split, indices.start, len(indices),
+                    *[indices.step] * (indices.step != 1), seed)   # as it always was for a step of 1
     draw = np.random.Generator(np.random.Philox(int(key, 16))).random(count)
     specs = [dataset.spec(split, index) for index in indices[:count]]
     lengths = np.asarray(dataset.lengths(specs))

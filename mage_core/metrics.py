@@ -24,9 +24,8 @@ from mage_core.clips import Dataset, frame_indices
 from mage_core.draws import Draws
 from mage_core.machine import tf32
 from mage_core.moving_mnist import FREE_RANGE, MovingMNIST, Spec, _recipe, track
-from mage_core.semantics import MotionAccuracy, judged, motion_accuracy
+from mage_core.semantics import MotionAccuracy, check_range, judged, motion_accuracy
 
-FAR_OUT = 0.5    # beyond [0, 1]: further than a network's last layer overshoots, it is another range
 PSNR_CAP = 50.0  # dB; a frame that is exactly right would count as infinitely many
 
 Generator = Callable[[Tensor, str, float, int], Tensor]
@@ -71,12 +70,7 @@ def _check_pair(generated: Tensor, truth: Tensor) -> None:
                          "they must agree")
     if not (generated.is_floating_point() and truth.is_floating_point()):
         raise ValueError(f"generated is {generated.dtype}, truth {truth.dtype}: both must be float in [0, 1]")
-    if not torch.isfinite(generated).all():
-        raise ValueError("generated has values that are not finite: check what made it")
-    low, high = generated.min().item(), generated.max().item()
-    if low < -FAR_OUT or high > 1 + FAR_OUT:
-        raise ValueError(f"generated has values from {low:g} to {high:g}: they must be in [0, 1]; divide by 255 where "
-                         "they are 8-bit, or map -1 to 1 on it by (x + 1) / 2")
+    check_range(generated, "generated")
 
 
 # ----------------------------------------------------------------------------------------------------------

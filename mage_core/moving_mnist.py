@@ -264,6 +264,8 @@ class MovingMNIST(captions.Spoken):
             rows = np.asarray(rows)
             if rows.ndim != 2 or rows.shape[1] != 2 or not len(rows):
                 raise ValueError(f"track {place} has shape {rows.shape}: give (n, 2), rows of (top, left)")
+            if rows.dtype.kind not in "iu":
+                raise ValueError(f"track {place} is {rows.dtype}: corners are whole pixels, give integers")
             if rows.min() < 0 or rows.max() > FREE_RANGE:
                 raise ValueError(f"track {place} goes from {rows.min()} to {rows.max()}: a corner is in 0 to "
                                  f"{FREE_RANGE}, or the digit leaves the frame")

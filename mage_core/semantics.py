@@ -32,6 +32,7 @@ from mage_core.moving_mnist import MovingMNIST, Spec
 # Distances closer than this are the same: a clip that is as far from its own candidate as from another one
 # (all black, or the first frame for ever) must not be right or wrong by the rounding of a sum.
 ROUNDING = 1e-6
+FAR_OUT = 0.5   # beyond [0, 1]: further than a network's last layer overshoots, it is another range
 RIVALS = 31   # other captions of a CATER-GEN scene
 
 # How many of the first samples of a split are judged, where it is not all of them.
@@ -108,6 +109,16 @@ def judged(dataset: object, spec: object) -> bool:
     return isinstance(dataset, MovingMNIST)
 
 
+def check_range(videos: Tensor, name: str) -> None:
+    """ValueError for values, of any shape, that are not finite, or so far from [0, 1] that they have another range."""
+    if not torch.isfinite(videos).all():
+        raise ValueError(f"{name} has values that are not finite: check what made it")
+    low, high = (videos.min().item(), videos.max().item()) if videos.numel() else (0, 1)
+    if low < -FAR_OUT or high > 1 + FAR_OUT:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}: they must be in [0, 1]; divide by 255 where "
+                         "they are 8-bit, or map -1 to 1 on it by (x + 1) / 2")
+
+
 def motion_accuracy(videos: Tensor, dataset: MovingMNIST | CaterGen, specs: Sequence[Spec | scene.Spec],
                     speeds: Sequence[float] | None = None) -> MotionAccuracy:
     """Which of `videos` (b t c H W), in [0, 1], do what their captions say, by analysis by synthesis.
@@ -115,7 +126,7 @@ def motion_accuracy(videos: Tensor, dataset: MovingMNIST | CaterGen, specs: Sequ
     A clip is right if the candidate of its own caption is nearer, in mean squared error over frames 2 to T,
     than every other one (`candidate_clips`). Candidates equal to the caption's own in these frames count as its
     own. `speeds` default to those of the specs. Raises ValueError for shapes that do not fit, values that are
-    not finite, and ambiguous captions.
+    not finite or far from [0, 1], and ambiguous captions.
     """
     speeds = [spec.speed for spec in specs] if speeds is None else [float(speed) for speed in speeds]
     expected = (dataset.channels, dataset.image_size, dataset.image_size)
@@ -125,9 +136,9 @@ def motion_accuracy(videos: Tensor, dataset: MovingMNIST | CaterGen, specs: Sequ
     if not len(videos) == len(specs) == len(speeds) or not len(specs):
         raise ValueError(f"{len(videos)} videos, {len(specs)} specs and {len(speeds)} speeds: they must be "
                          "equal, and at least 1")
-    if not videos.is_floating_point() or not torch.isfinite(videos).all():
-        raise ValueError(f"videos of type {videos.dtype} with values that may not be finite: "
-                         "they must be finite floats in [0, 1]")
+    if not videos.is_floating_point():
+        raise ValueError(f"videos are {videos.dtype}: they must be float in [0, 1]")
+    check_range(videos, "videos")
     if getattr(dataset, "mode", "explicit") != "explicit":
         raise ValueError(f"{dataset.name} with {dataset.mode} captions: many videos are right, so that none of the "
                          "candidates is; judge with mode='explicit'")

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mage_core import captions
-from mage_core.cater import CaterGen, Move, SceneObject, referents, scene
+from mage_core.cater import CaterGen, Move, SceneObject, referents, render, scene
 
 NAMES = st.sampled_from(["cater-gen-v1", "cater-gen-v2"])
 SPECS = st.builds(scene.draw_spec, NAMES, st.sampled_from(["train", "test"]), st.integers(0, 10**6),
@@ -460,3 +460,27 @@ def test_collisions_are_not_drawn(small):
         small.clips([replace(own, moves=(Move("slide", 0, 20, other.x, other.y),))], frames)
     with pytest.raises(ValueError, match="collide"):   # no guess at sample 14
         small.clips([replace(own, moves=(near,), index=14)], frames)
+
+
+def test_case_and_spacing_of_a_caption_change_no_scene():
+    spec = scene.draw_spec("cater-gen-v1", "train", 0, 0)
+    tidy, loose = (scene.with_caption(spec, said, seed=5) for said in (
+        "the snitch is sliding to (1, 1).", "The  snitch is sliding to (1,1) ."))
+    assert tidy == loose
+
+
+def test_a_scene_of_lists_is_one_of_tuples():
+    spec = scene.draw_spec("cater-gen-v2", "train", 0, 0)
+    assert hash(replace(spec, objects=list(spec.objects), moves=list(spec.moves))) == hash(spec)
+    with pytest.raises(ValueError, match="image size 128.0"):
+        CaterGen("cater-gen-v1", image_size=128.0)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"shape": "pyramid"}, "a shape of"), ({"material": "wood"}, "a material of"), ({"radius": 0.0}, "radius above 0"),
+    ({}, "finite numbers")])
+def test_a_body_that_cannot_be_drawn_is_told(change, message):
+    body = replace(render.Body("cube", 0.5, (0.1, 0.2, 0.3), "metal"), **change)
+    place = np.full((1, 1, 3), 0.5 if change else np.nan)
+    with pytest.raises(ValueError, match=message):
+        render.render([body], place, np.zeros((1, 1, 3)), 32)

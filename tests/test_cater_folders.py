@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,3 +354,80 @@ def test_kth_by_its_own_split(tmp_path):
     (tmp_path / "00sequences.txt").write_text("person01_dancing_d1 frames 1-5")
     with pytest.raises(ValueError, match="line 1"):
         folders.write_kth_lists(tmp_path, tmp_path / "00sequences.txt")
+
+
+def test_a_video_that_is_cut_short_is_told_when_it_is_counted(footage):
+    path = folders.write_video(footage / "clips" / "b.avi", smooth(40, (60, 80)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    relisted(footage, lambda listed: listed["0"].update(video="clips/b.avi"), "train")
+    data = folders.VideoFolder(footage)
+    with pytest.raises(ValueError, match="b.avi is cut short: get it again, or take its entries out of the lists"):
+        data.length(data.spec("train", 0))
+
+
+def test_a_folder_is_left_by_no_way(footage, monkeypatch):
+    inside = footage / "inside"
+    shutil.copytree(footage / "clips", inside / "clips")
+    for split in ("train", "test"):
+        shutil.copy(footage / f"{split}.json", inside)
+    relisted(inside, lambda listed: listed["0"].update(video="../clips/a.avi"), "train")
+    monkeypatch.chdir(inside)
+    for root in (".", inside):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            folders.VideoFolder(root)
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders.write_video("a:b.avi", smooth(3, (24, 32)))
+    assert len(list(folders.read_video("a:b.avi"))) == folders._count(Path("a:b.avi")) == 3
+
+
+def test_a_sample_of_another_dataset_is_not_read(footage):
+    mine, other = folders.VideoFolder(footage, "mine"), folders.VideoFolder(footage, "other")
+    with pytest.raises(ValueError, match="a sample of mine was given to other"):
+        other.clips([mine.spec("train", 0)], np.zeros((1, 2), int))
+    with pytest.raises(ValueError, match=r"no frame 50 in its sample: it has 12"):
+        mine.clips([mine.spec("train", 0)], np.array([[0, 50]]))
+
+
+@pytest.mark.parametrize("interval", [(0, 0), (3,), (6, 3), (-1, 2)])
+def test_an_interval_must_be_one(footage, interval):
+    with pytest.raises(ValueError, match="two positive numbers, the smaller first"):
+        folders.VideoFolder(footage, interval=interval)
+    assert folders.VideoFolder(footage, interval=[3, 6]).interval == (3, 6)
+
+
+def test_a_minus_of_any_kind_is_one(footage):
+    relisted(footage, lambda listed: listed["0"].update(caption="to (1, -3)."), "train")
+    data = folders.VideoFolder(footage)
+    assert data.encode("to (1, \u22123).") == data.encode("to (1, -3).")
+
+
+@pytest.mark.parametrize("frames", ["5", "1--5", "1-10 11-30", "0-5", "10-5"])
+def test_frames_of_kth_that_are_none_are_told_with_their_line(tmp_path, frames):
+    folders.write_video(tmp_path / "person01_boxing_d1_uncomp.avi", smooth(8, (24, 32)))
+    (tmp_path / "00sequences.txt").write_text(f"person01_boxing_d1 frames {frames}")
+    with pytest.raises(ValueError, match="line 1 of .* e.g. 1-95"):
+        folders.write_kth_lists(tmp_path, tmp_path / "00sequences.txt")
+
+
+def test_a_file_without_sequences_leaves_the_lists_as_they_are(footage):
+    before = (footage / "train.json").read_text()
+    (footage / "README").write_text("Nothing of KTH.")
+    with pytest.raises(ValueError, match="give KTH's own file"):
+        folders.write_kth_lists(footage, footage / "README")
+    assert (footage / "train.json").read_text() == before
+
+
+def test_a_call_that_cannot_be_met_leaves_nothing(tmp_path):
+    for wrong in ({"seed": 1.5}, {"image_size": 16.0}):
+        with pytest.raises((TypeError, ValueError)):
+            folders.write_folder("cater-gen-v1", tmp_path / "new", sizes={"train": 1, "test": 0}, **wrong)
+    assert not (tmp_path / "new").exists()
+    made = {"sizes": {"train": 1, "test": 0}, "image_size": 16, "progress": False}
+    folders.write_folder("cater-gen-v1", tmp_path / "new", seed=np.int64(1), **made)
+    (tmp_path / "new" / "made_by.json").write_text('{"dataset": "cat')
+    with pytest.raises(ValueError, match="made_by.json is damaged .* choose another folder"):
+        folders.write_folder("cater-gen-v1", tmp_path / "new", seed=1, **made)

@@ -478,6 +478,8 @@ def test_a_pool_of_frames_is_a_function_of_its_seed_kept_part_by_part(cache, sin
     victim.write_bytes(b"damaged")
     again = clips.frame_pool(single, "train", range(4), 10, seed=2, chunk=4, progress=False)
     assert np.array_equal(again, pool)
+    spaced = clips.frame_pool(single, "train", range(0, 8, 2), 10, seed=2, chunk=4, progress=False)
+    assert not np.array_equal(spaced, pool)   # other samples, as many
     longer = clips.frame_pool(single, "train", range(4), 12, seed=2, chunk=4, progress=False)
     assert np.array_equal(longer[:8], pool[:8])
     assert not np.array_equal(clips.frame_pool(single, "train", range(4), 10, seed=3, progress=False), pool)

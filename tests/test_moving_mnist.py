@@ -364,3 +364,10 @@ def test_bad_requests_are_told():
     for index, seed in ((0.5, 0), (0, 0.5), ("0", 0)):
         with pytest.raises(TypeError):
             single.spec("train", index, seed)
+
+
+@pytest.mark.parametrize("corner", [np.nan, 3.9, np.inf])
+def test_a_corner_that_is_no_whole_pixel_is_refused(corner):
+    world = MovingMNIST("single-mnist")
+    with pytest.raises(ValueError, match="corners are whole pixels"):
+        world.draw(world.spec("train", 0), [np.array([[corner, 3.0]])], np.arange(1))

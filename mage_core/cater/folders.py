@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ _KTH_SPLITS = {  # persons of the original split
     "validation": (1, 4, 19, 20, 21, 23, 24, 25),
     "test": (2, 3, 5, 6, 7, 8, 9, 10, 22),
 }
+_DAMAGED = "get it again, or take its entries out of the lists"
 _KTH_LINE = re.compile(r"^person(\d\d)_([a-z]+)_d([1-4])\s+frames\s+([\d\s,-]+)$")
 
 
@@ -68,7 +70,7 @@ def write_video(path: str | Path, frames: np.ndarray) -> Path:
     av = _av()
 
     def write(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="avi") as file:
+        with av.open(os.path.abspath(temporary), "w", format="avi") as file:
             stream = file.add_stream("mjpeg", rate=RATE, options={"qmin": str(QUALITY), "qmax": str(QUALITY)})
             stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuvj444p"
             for frame in frames:
@@ -88,14 +90,14 @@ def read_video(path: str | Path, *, first: int = 0, end: int | None = None) -> I
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video {path}")
     try:
-        with av.open(str(path)) as file:
+        with av.open(os.path.abspath(path)) as file:   # FFmpeg takes what stands before a colon for a protocol
             for number, frame in enumerate(file.decode(video=0)):
                 if end is not None and number >= end:
                     return
                 if number >= first:
                     yield frame.to_ndarray(format="rgb24")
     except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+        raise ValueError(f"{path} cannot be read as a video ({error}): {_DAMAGED}") from error
 
 
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
@@ -200,6 +202,10 @@ class VideoFolder:
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "interval", tuple(self.interval))
+        if len(self.interval) != 2 or not 0 < self.interval[0] <= self.interval[1]:
+            raise ValueError(f"interval {self.interval}: expected the frames from one to the next at speed 0 and at "
+                             "speed 1, two positive numbers, the smaller first, e.g. (3, 6)")
         if self.mode not in MODES:
             raise ValueError(f"unknown captions {self.mode!r}: use one of {', '.join(MODES)}")
         if not self.root.is_dir():
@@ -231,8 +237,9 @@ class VideoFolder:
                 try:
                     said[split].append(self.encode(entry["caption"]))
                 except ValueError as error:
-                    raise ValueError(f"entry {number} of {self._lists[split]}: {error}; correct the caption, or give "
-                                     f"footage of your own another name than {self.name}") from error
+                    other = f", or give footage of your own another name than {self.name}" * (self.name in DATASETS)
+                    raise ValueError(f"entry {number} of {self._lists[split]}: {error}; correct the caption"
+                                     f"{other}") from error
         return said
 
     def _check_ends(self) -> None:
@@ -296,13 +303,14 @@ class VideoFolder:
         return np.array(_together(self.length, specs), np.int64)
 
     def video(self, spec: Footage) -> np.ndarray:
-        """All frames of a sample: uint8 (n, H, W, 3)."""
+        """All frames of a sample: uint8 (n, H, W, 3). Errors as in `clips`."""
         return self._frames(spec, range(self.length(spec)))
 
     def clips(self, specs: Sequence[Footage], indices: np.ndarray) -> np.ndarray:
         """The frames `indices` (b, T) of b samples: uint8 (b, T, H, W, 3). Videos are read on all cores.
 
-        Raises ValueError for indices of another shape, and for a frame that a video has not.
+        Raises ValueError for a sample of another dataset, indices of another shape, and for a frame that a video has
+        not.
         """
         indices = np.asarray(indices)
         if indices.ndim != 2 or len(indices) != len(specs) or indices.dtype.kind not in "iu":
@@ -365,21 +373,23 @@ class VideoFolder:
             "captions": hashlib.sha256(json.dumps(self._said["train"]).encode()).hexdigest()}}
 
     def _frames(self, spec: Footage, wanted: Sequence[int]) -> np.ndarray:
+        if spec.dataset != self.name:
+            raise ValueError(f"a sample of {spec.dataset} was given to {self.name}: each dataset draws its own")
         wanted = list(wanted)
         if min(wanted, default=0) < 0:
             raise ValueError(f"frame {min(wanted)} of {spec.video}: frames are numbered from 0 on")
-        last, needed, found = max(wanted, default=-1), set(wanted), {}
+        last, needed, found, number = max(wanted, default=-1), set(wanted), {}, -1
         end = spec.first + last + 1 if spec.end is None else min(spec.end, spec.first + last + 1)
         for number, frame in enumerate(read_video(self.root / spec.video, first=spec.first, end=end)):
             if number in needed:
                 found[number] = fit(frame, self.image_size)
         if last not in found and wanted:
-            raise ValueError(f"{spec.video} has no frame {last} in its sample: it ends after {max(found, default=-1)}")
+            raise ValueError(f"{spec.video} has no frame {last} in its sample: it has {number + 1}")
         return np.stack([found[number] for number in wanted])
 
 
 def _words(sentence: str) -> list[str]:
-    return re.findall(r"[-\u2212]?\d+|[^\W\d_]+|[^\w\s]", sentence.lower())
+    return re.findall(r"-?\d+|[^\W\d_]+|[^\w\s]", sentence.lower().replace("\u2212", "-"))
 
 
 def _entries(root: Path, path: Path) -> tuple[dict, ...]:
@@ -390,7 +400,7 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no list of videos: expected {{\"0\": {{\"video\": ..., \"caption\": ...}}, "
                          f"\"1\": ...}}, numbered without gaps ({error!r})") from error
-    inside = Path(os.path.normpath(root))
+    inside = Path(os.path.abspath(root))
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("video", "caption")):
             raise ValueError(f"entry {number} of {path} is {entry!r}: expected \"video\" and \"caption\", two texts")
@@ -399,7 +409,7 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
                 end is not None and end <= first):
             raise ValueError(f"entry {number} of {path} has first = {first!r}, end = {end!r}: expected two frame "
                              "numbers, 0 <= first < end")
-        video = Path(os.path.normpath(root / entry["video"]))   # a link inside of the folder is its owner's choice
+        video = Path(os.path.abspath(root / entry["video"]))   # a link inside of the folder is its owner's choice
         if not video.is_relative_to(inside):
             raise ValueError(f"entry {number} of {path} leads out of the folder: {entry['video']!r}; put the video, or "
                              "a link to it, into the folder")
@@ -418,12 +428,15 @@ def _count(path: Path) -> int:
 def _packets(path: Path, changed: int) -> int:
     av = _av()
     try:
-        with av.open(str(path)) as file:
-            frames = sum(1 for packet in file.demux(video=0) if packet.size and not packet.is_discard)
+        with av.open(os.path.abspath(path)) as file:
+            packets = [packet for packet in file.demux(video=0) if packet.size and not packet.is_discard]
     except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+        raise ValueError(f"{path} cannot be read as a video ({error}): {_DAMAGED}") from error
+    if any(packet.is_corrupt for packet in packets):
+        raise ValueError(f"{path} is cut short: {_DAMAGED}")
+    frames = len(packets)
     if not frames:
-        raise ValueError(f"{path} has no frames")
+        raise ValueError(f"{path} has no frames: {_DAMAGED}")
     return frames
 
 
@@ -445,7 +458,7 @@ def write_folder(name: str, root: str | Path, *, sizes: dict[str, int] | None = 
     sizes or part, a folder that was begun with other settings or by another version of the renderer, or one that holds
     something else, such as the authors' download.
     """
-    data = CaterGen(name, image_size=image_size)
+    data, seed = CaterGen(name, image_size=image_size), operator.index(seed)
     sizes = dict(data.sizes if sizes is None else sizes)
     if set(sizes) != set(_SPLITS) or any(not isinstance(n, int) or n < 0 for n in sizes.values()):
         raise ValueError(f"sizes {sizes}: expected a number of videos for 'train' and for 'test'")
@@ -460,7 +473,11 @@ def write_folder(name: str, root: str | Path, *, sizes: dict[str, int] | None = 
     if not note.is_file() and held:
         raise ValueError(f"{root} holds {', '.join(held[:3])}{', ...' * (len(held) > 3)} and no {note.name}: what was "
                          "not begun here is not written over; choose a new or an empty folder")
-    if note.is_file() and (before := json.loads(note.read_text())) != made:
+    try:
+        before = dict(json.loads(note.read_text())) if note.is_file() else made
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{note} is damaged ({error}): choose another folder, or empty this one") from error
+    if before != made:
         remedy = ("another folder: this one was begun by another version of the renderer"
                   if before | {"content": data.content} == made else "another folder or the same settings")
         raise ValueError(f"{root} was begun with {before}, not with {made}: choose {remedy}")
@@ -509,10 +526,17 @@ def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
         if split is None:
             raise ValueError(f"line {number} of {sequences} is about person {match[1]}: KTH has 01 to 25")
         for span in filter(None, (part.strip() for part in match[4].split(","))):
-            first, last = map(int, span.split("-"))
+            match_span = re.fullmatch(r"(\d+)\s*-\s*(\d+)", span)
+            first, last = map(int, match_span.groups()) if match_span else (0, 0)
+            if not 1 <= first <= last:
+                raise ValueError(f"line {number} of {sequences} has the frames {span!r}: expected first-last, counted "
+                                 "from 1, e.g. 1-95")
             lists[split][str(len(lists[split]))] = {
                 "video": videos[name].relative_to(root).as_posix(), "caption": f"A person is {match[2]}.",
                 "first": first - 1, "end": last}
+    if not any(lists.values()):
+        raise ValueError(f"{sequences} has no line such as 'person01_boxing_d1 frames 1-95, 96-185': give KTH's own file "
+                         "of sequences")
     for split, listed in lists.items():
         text = json.dumps(listed, indent=0)
         write_whole(root / f"{split}.json", lambda path, text=text: path.write_text(text))

@@ -1163,6 +1163,9 @@ def _packed(bodies, locations, rotations) -> np.ndarray:
     rows = np.zeros((*locations.shape[:2], _COLUMNS))
     matrices = euler_matrix(rotations)
     for k, body in enumerate(bodies):
+        if body.shape not in SHAPES or body.material not in MATERIALS or not body.radius > 0:
+            raise ValueError(f"body {k} is {body}: expected a shape of {', '.join(SHAPES)}, a material of "
+                             f"{', '.join(MATERIALS)}, and a radius above 0")
         shape = SHAPES.index(body.shape)
         scale = body.radius * (_SNITCH_SCALE if shape == SNITCH else 1.0)
         up, radius = _BOUND[shape]
@@ -1178,13 +1181,15 @@ def render(bodies: Sequence[Body], locations, rotations, size: int = 256, *, loo
            return_masks: bool = False):
     """Pictures of bodies at places, uint8 (frames, size, size, 3), on all cores.
 
-    locations, rotations: (frames, n, 3), the centres in units of the scene and Euler angles in radians. With
-    `return_masks` also int (frames, size, size): 0 for table and backdrop, 1 + the number of the body elsewhere.
+    locations, rotations: (frames, n, 3), the centres in units of the scene and Euler angles in radians; ValueError for
+    other shapes, values that are not finite, and a body of an unknown shape or material. With `return_masks` also int (frames, size, size): 0 for table and backdrop, 1 + the number of the body elsewhere.
     """
     locations, rotations = (np.asarray(a, np.float64) for a in (locations, rotations))
     if locations.shape != rotations.shape or locations.shape[1:] != (len(bodies), 3):
         raise ValueError(f"locations {locations.shape} and rotations {rotations.shape}: expected both as "
                          f"(frames, {len(bodies)}, 3), a row for each body")
+    if not (np.isfinite(locations).all() and np.isfinite(rotations).all()):
+        raise ValueError("locations and rotations must be finite numbers: a body has none there")
     rows = _packed(bodies, locations, rotations)
     pictures, numbers = _render_rows(rows, np.full(len(rows), len(bodies)), size, look)
     return (pictures, numbers) if return_masks else pictures

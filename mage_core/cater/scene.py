@@ -167,6 +167,8 @@ class Spec:
 
     def __post_init__(self):
         _check_key(self.dataset, self.split, self.index, self.seed)
+        object.__setattr__(self, "objects", tuple(self.objects))
+        object.__setattr__(self, "moves", tuple(self.moves))
         if not (isinstance(self.speed, _NUMBER) and 0.0 < self.speed < 1.0):
             raise ValueError(f"speed {self.speed!r} is no number in the open interval (0, 1)")
         names = [thing.name for thing in self.objects]
@@ -499,7 +501,8 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
         ends = [spec.moves[min(k, len(spec.moves) - 1)].end for k in range(len(actions))]
     if len(ends) != len(actions):
         raise ValueError(f"{len(ends)} ends for {len(actions)} actions: give one each")
-    draws = Draws("caption", spec.dataset, spec.split, spec.index, spec.seed, seed, sentence)
+    said = captions.format_caption(actions, spec.dataset)   # case and spacing draw nothing
+    draws = Draws("caption", spec.dataset, spec.split, spec.index, spec.seed, seed, said)
     for _ in range(tries):
         reading = readings[draws.below(len(readings))]
         moves = tuple(_as_said(draws, action, pair, end) for action, pair, end in zip(actions, reading, ends))
@@ -581,7 +584,7 @@ class CaterGen(captions.Spoken):
         _check_dataset(self.name)
         if self.mode not in MODES:
             raise ValueError(f"unknown captions {self.mode!r}: use one of {', '.join(MODES)}")
-        if not (16 <= self.image_size <= 1024 and self.image_size % 8 == 0):
+        if not (isinstance(self.image_size, int) and 16 <= self.image_size <= 1024 and self.image_size % 8 == 0):
             raise ValueError(f"image size {self.image_size}: use a multiple of 8 from 16 to 1024, e.g. 128 or 256")
 
     @property
