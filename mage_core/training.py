@@ -598,11 +598,14 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
     auto), "train" (never those), or a name or file for `weights.load`. `digit_set`, `mode` and `videos` are those of
-    `clips.load_dataset`. A run in the preset's own folder that another recipe made, or other captions, is deleted and
+    `clips.load_dataset`. Raises ValueError for weights of another dataset. A run in the preset's own folder that another recipe made, or other captions, is deleted and
     trained anew: give runs with `--set` a `--run` of their own. Prints what was used.
     """
     if weights_name not in ("shipped", "train"):
         found = weights.load(weights_name)
+        if found.dataset.name != dataset_name:
+            raise ValueError(f"the weights {weights_name} are of {found.dataset.name} and the dataset is {dataset_name}: "
+                             "ask for the one that they are of, or for other weights")
         print(f"weights {weights_name}")
         return found
     explicit = preset_name != "auto" or os.environ.get("MAGE_PRESET")

@@ -1046,7 +1046,9 @@ def test_ready_takes_shipped_weights_only_where_no_preset_was_asked_for(notebook
     assert training.ready("double-mnist") == "trained now"
     monkeypatch.setenv("MAGE_PRESET", "smoke")
     assert training.ready("single-mnist") == "trained now"
-    assert training.ready("double-mnist", weights_name="single-mnist").card["preset"] == "long"
+    assert training.ready("single-mnist", weights_name="single-mnist").card["preset"] == "long"
+    with pytest.raises(ValueError, match="the weights single-mnist are of single-mnist and the dataset is double-mnist"):
+        training.ready("double-mnist", weights_name="single-mnist")
     with pytest.raises(ValueError, match="no weights are named 'mine': there are single-mnist"):
         training.ready(weights_name="mine")
 
