@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 
 from mage_core.clips import load_dataset
@@ -33,7 +34,7 @@ def results_table(folder: Path | None = None) -> str:
     """
     folder = folder or data_folder() / "weights"
     lines = ["| dataset | SSIM, paper | SSIM | PSNR of the VQ-VAE, paper | PSNR of the VQ-VAE | PSNR of MAGE, paper | "
-             "PSNR of MAGE, frames / clips | first frame repeated | ceiling, frames / clips | motion accuracy |",
+             "PSNR of MAGE, frames / clips | first frame repeated | ceiling, frames / clips | motion accuracy / ceiling |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     notes = []
     for name, (title, ssim, vqvae, mage) in PAPER.items():
@@ -44,8 +45,7 @@ def results_table(folder: Path | None = None) -> str:
         if rows:
             ours, still, ceiling = rows["MAGE"], rows["first frame repeated"], rows.get("perfect predictor")
             cells = [f"{ours['ssim']:.3f}", f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}", _psnr(ours),
-                     f"{still['psnr_frames']:.2f}", _psnr(ceiling), f"{ours.get('motion_accuracy', math.nan):.3f}"]
-            cells = [cell.replace("nan", "–") for cell in cells]
+                     f"{still['psnr_frames']:.2f}", _psnr(ceiling), f"{_motion(ours)} / {_motion(ceiling)}"]
             notes.append(_note(title, card, ours, load_dataset(name).sizes["train"]))
         else:
             notes.append(f"{title}: no weights yet.")
@@ -58,21 +58,27 @@ def _psnr(row: dict | None) -> str:
     return "–" if row is None else f"{row['psnr_frames']:.2f} / {row['psnr_clips']:.2f}"
 
 
+def _motion(row: dict | None) -> str:
+    return f"{(row or {}).get('motion_accuracy', math.nan):.3f}".replace("nan", "–")
+
+
 def _note(title: str, card: dict, ours: dict, papers: int) -> str:
     """How weights were made, on how many pairs where they are more than the paper's, and what their figures stand on.
     """
-    minutes = sum(card["seconds"].values()) / 60
+    runs = [card]
+    while runs[-1].get("start"):
+        runs.append(runs[-1]["start"])
+    spent = [sum(run["seconds"].values()) / 60 for run in runs]
+    gpus = [_gpu(run.get("machine", "")) for run in runs]
     made = f"commit {card['commit']}, " if card.get("commit") else ""
-    note = (f"{title}: {ours['n']:,} test pairs; preset `{card['preset']}`, {made}{minutes:.0f} minutes of training on "
-            f"{card['machine'].removeprefix('machine: ')}")
-    begun, before, pairs = card.get("start"), 0.0, card.get("pairs", 0)
-    while begun:   # each run's pairs are the first of the same ones
-        before, pairs = before + sum(begun["seconds"].values()) / 60, max(pairs, begun.get("pairs", 0))
-        begun = begun.get("start")
-    if before:
-        there = card["start"].get("machine", card["machine"])
-        where = f" on {there.removeprefix('machine: ')}" if there != card["machine"] else ""
-        note += f", after {before:.0f} minutes{where} of the weights that it went on from ({card['start']['dataset']})"
+    note = f"{title}: {ours['n']:,} test pairs; preset `{card['preset']}`, {made}{sum(spent):.0f} minutes of training"
+    if len(runs) > 1:
+        note += f" in {len(runs)} runs, each on the weights of the one before, the last {spent[0]:.0f}"
+    note += f" on {gpus[0] or _cores(card['machine'])}"
+    if not gpus[0] and any(gpus):
+        on_gpu = sum(minutes for minutes, gpu in zip(spent, gpus) if gpu)
+        note += f", {on_gpu:.0f} of the others on {next(filter(None, gpus))}"
+    pairs = max(run.get("pairs", 0) for run in runs)   # each run's pairs are the first of the same ones
     if pairs > papers:
         note += f", on {pairs:,} training pairs (the paper has {papers:,})"
     if "first_stage" in card:
@@ -85,6 +91,19 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
         low, high = ours["motion_accuracy_interval"]
         note += f". Motion accuracy {low:.3f} to {high:.3f} (95 %), chance level {ours['chance']:.3f}"
     return note + "."
+
+
+def _gpu(machine: str) -> str:
+    """The GPU that a card's line about its machine names: "GPU NVIDIA H200"; empty where it names none."""
+    found = re.search(r"GPU [A-Z][^;]*", machine)
+    return found[0] if found else ""
+
+
+def _cores(machine: str) -> str:
+    """What such a line says of the processor, up to the number of cores."""
+    line = machine.removeprefix("machine: ")
+    found = re.match(r".*?\bcores?\b", line)
+    return f"{found[0]}, no GPU" if found and "no GPU" in line else line
 
 
 def with_table(readme: str, table: str) -> str:

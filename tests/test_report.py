@@ -28,7 +28,7 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     single, double = (line for line in table.splitlines() if line.startswith(("| Single", "| Double")))
     assert single.split(" | ")[1:] == ["0.97", "0.912", "43.12", "38.40", "33.89", "21.50 / 20.50", "16.20",
                                        "48.60 / 47.60",
-                                       "0.876 |"]
+                                       "0.876 / 0.876 |"]
     assert double.count("–") == 6
     note = next(line for line in table.splitlines() if line.startswith("- Single"))
     assert "20 minutes of training on two cores" in note and "2,000 test pairs" in note and "commit 0123abc" in note
@@ -37,11 +37,15 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     assert "on 10,001 training pairs (the paper has 10,000)" in report.results_table(tmp_path)
     before = {"dataset": "single-mnist", "seconds": {"mage": 600}, "pairs": 12_000}   # the run that it went on from
     (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"start": {**before, "pairs": 9, "start": before}}))
-    assert "after 20 minutes of the weights that it went on from (single-mnist)" in report.results_table(tmp_path)
-    assert "on 12,000 training pairs" in report.results_table(tmp_path)
-    for machine, where in ((card["machine"], ""), ("machine: a GPU", " on a GPU")):
-        (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"start": {**before, "machine": machine}}))
-        assert f"after 10 minutes{where} of the weights that it went on from" in report.results_table(tmp_path)
+    table_of_three = report.results_table(tmp_path)
+    assert ("40 minutes of training in 3 runs, each on the weights of the one before, the last 20 on two cores, on 12,000 "
+            "training pairs") in table_of_three
+    on_gpu = {**before, "machine": "machine: Xeon, 16 cores, 12 torch threads; bf16 by AMX; GPU NVIDIA H200; Python 3.12"}
+    cpu = "machine: AMD EPYC, 1 core, 1 torch thread; no fast bf16; no GPU; Python 3.11"
+    (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"machine": cpu, "start": {**before, "start": on_gpu}}))
+    assert "the last 20 on AMD EPYC, 1 core, no GPU, 10 of the others on GPU NVIDIA H200" in report.results_table(tmp_path)
+    (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"machine": on_gpu["machine"]}))
+    assert "20 minutes of training on GPU NVIDIA H200." in report.results_table(tmp_path).replace(". Motion", ".| Motion")
     assert (table.count("no weights yet") == 4
             and len([line for line in table.splitlines() if line.startswith("| ")]) == 6)
 
@@ -54,7 +58,7 @@ def test_a_card_without_a_ceiling_or_motion_accuracy_and_from_a_gpu(tmp_path):
             "speed": {"samples_per_second": 4012.3, "share": 0.251}}
     (tmp_path / "cater-gen-v1.json").write_text(json.dumps(card))
     line = next(line for line in report.results_table(tmp_path).splitlines() if line.startswith("| CATER-GEN-v1"))
-    assert line.endswith("| 35.03 | 30.00 / 29.00 | 30.00 | – | – |")
+    assert line.endswith("| 35.03 | 30.00 / 29.00 | 30.00 | – | – / – |")
     assert ("on one GPU, with the VQ-VAE of earlier weights (cater-gen-v2), beside another, 4,012 samples/s, 25.1% of "
             "its bf16 rate") in report.results_table(tmp_path)
 
