@@ -118,8 +118,8 @@ def load_dataset(name: str, digit_set: str = "mnist-5k", *, mode: str = "explici
     """The dataset of a name, on a digit set (Moving MNIST) or with captions of a mode (CATER-GEN: explicit, ambiguous).
 
     With `videos`, a folder of videos with captions: the authors' layout for cater-gen-v1 and v2, any footage under any
-    other name (`cater.folders`). ValueError for an unknown name, digit set or mode, FileNotFoundError for a folder or
-    list that is not there.
+    other name (`cater.folders`). ValueError for a name, digit set or mode that is unknown or the dataset has none of,
+    FileNotFoundError for a folder or list that is not there.
     """
     from mage_core import cater, moving_mnist
 
@@ -130,8 +130,13 @@ def load_dataset(name: str, digit_set: str = "mnist-5k", *, mode: str = "explici
                              f"{' or '.join(cater.DATASETS)}, or a new name for footage of your own")
         return cater.VideoFolder(videos, name, mode)
     if name in cater.DATASETS:
+        if digit_set != "mnist-5k":
+            raise ValueError(f"{name} shows no digits: leave the digit set {digit_set!r} out")
         return cater.CaterGen(name, mode)
     if name in moving_mnist.DATASETS:
+        if mode != "explicit":
+            raise ValueError(f"{name} has captions of one kind: leave {mode!r} out, or choose "
+                             f"{' or '.join(cater.DATASETS)}")
         return moving_mnist.MovingMNIST(name, digit_set)
     raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(drawn)}; footage of your own needs its "
                      "folder (videos=FOLDER, on the command line --videos FOLDER)")

@@ -28,7 +28,7 @@ def evaluate_all(generators: dict[str, metrics.FromBatch], dataset, split: str, 
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
-    key = json.dumps([key, list(generators), dataset.name, split, n])
+    key = json.dumps([key, list(generators), dataset.about, dataset.content, split, n])
     rows = _kept(keep, key) if keep is not None else []
     done, saved = rows[0].n if rows else 0, time.monotonic()
     with tqdm(total=n, initial=done, desc=f"evaluation on {dataset.name}", unit="clip", disable=not progress) as bar:

@@ -132,7 +132,8 @@ def fit(stage: Stage, folder: Path, *, until: float | None = None, checkpoint_se
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
             team.average([p.grad for p in parameters if p.grad is not None])
-            norm = torch.stack([nn.utils.clip_grad_norm_(some, 1.0) for some in (together, stage.apart) if some]).amax()
+            norms = [nn.utils.clip_grad_norm_(some, 1.0) for some in (together, stage.apart) if some]
+            norm = torch.stack([each.to(loss.device) for each in norms]).amax()   # of no gradients, it is on the CPU
             unseen.append((step, torch.stack([loss.detach().float(), norm.float()])))
             looked = (step + 1) % look_every == 0
             if looked:

@@ -291,6 +291,13 @@ class MAGE(nn.Module):
         if target_ids.shape != token_ids.shape:
             raise ValueError(f"target ids have the shape {tuple(target_ids.shape)}: they are the true frames of token "
                              f"ids {tuple(token_ids.shape)}, first frame included")
+        asked = target_ids[:, 1:].shape if frames is None else (len(token_ids), len(frames), *token_ids.shape[2:])
+        for name, given in (("predict", predict), ("weight", weight)):
+            if given is not None and tuple(given.shape) != tuple(asked):
+                raise ValueError(f"{name} has the shape {tuple(given.shape)}: it must be that of the tokens of the "
+                                 f"frames that are asked for, {tuple(asked)}")
+        if predict is not None and not predict.any():
+            raise ValueError("predict marks no token: there is nothing to learn")
         r, kl_loss = None, token_ids.new_zeros((), dtype=torch.float32)
         if self.posterior is not None:
             mean, log_variance = self.posterior(self.visual_tokens.embed(target_ids))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Sequence
@@ -49,6 +50,10 @@ class VQVAERecipe:
 
     def __post_init__(self) -> None:
         _at_least_1(self, "vqvae.", "images", "batch")
+        _at_least_1(self, "vqvae.", *(name for name in ("crop", "pool") if getattr(self, name) is not None))
+        _between(self, "vqvae.", "learning_rate", "reconstruction", low=0.0, above=True)
+        _between(self, "vqvae.", "commitment", "warm_images", "encoder_blocks", "decoder_blocks", low=0)
+        _between(self, "vqvae.", "decoder_alone", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class MAGERecipe:
 
     def __post_init__(self) -> None:
         _at_least_1(self, "mage.", "samples", "batch", "evaluate_every")
+        _between(self, "mage.", "learning_rate", low=0.0, above=True)
+        _between(self, "mage.", "muon", "unet_muon", "weight_decay", "more_anchors", low=0)
+        _between(self, "mage.", "hide_all", "hide_some", "own_frames", low=0.0, high=1.0)
         if self.later_frames is not None and self.later_frames < 0:
             raise ValueError(f"mage.later_frames is {self.later_frames}: it must be 0 or more, or None for all")
         parts = ("visual_tokens", "text_encoder", "motion_anchor", "generator") + ("advection",) * (self.advection > 0)
@@ -124,6 +132,14 @@ def _at_least_1(recipe, stage: str, *names: str) -> None:
     for name in names:
         if getattr(recipe, name) < 1:
             raise ValueError(f"{stage}{name} is {getattr(recipe, name)}: it must be at least 1")
+
+
+def _between(recipe, stage: str, *names: str, low: float, high: float = math.inf, above: bool = False) -> None:
+    for name in names:
+        value = getattr(recipe, name)
+        if not (low < value if above else low <= value) or not value <= high:
+            rule = f"above {low}" if above else f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{stage}{name} is {value}: it must be {rule}")
 
 
 PRESETS = {

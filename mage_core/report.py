@@ -34,7 +34,8 @@ def results_table(folder: Path | None = None) -> str:
     """
     folder = folder or data_folder() / "weights"
     lines = ["| dataset | SSIM, paper | SSIM | PSNR of the VQ-VAE, paper | PSNR of the VQ-VAE | PSNR of MAGE, paper | "
-             "PSNR of MAGE, frames / clips | first frame repeated | ceiling, frames / clips | motion accuracy / ceiling |",
+             "PSNR of MAGE, frames / clips | first frame repeated | ceiling, frames / clips | "
+             "motion accuracy / ceiling |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     notes = []
     for name, (title, ssim, vqvae, mage) in PAPER.items():

@@ -24,8 +24,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -276,7 +276,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
     kernel = fastest_kernel(mage, recipe.batch) if machine.waits(device) else None   # a CPU's is known
     # compiled under the very flags that hold in `fit`: else all would be compiled once more there
     with tf32(True), attention_kernel(kernel) if kernel else nullcontext():
-        made, by_layer = compiled(mage, chosen.compile, device, lambda made: loss_of(*made, steps).backward())
+        with buffers_kept(mage):   # tried, not trained
+            made, by_layer = compiled(mage, chosen.compile, device, lambda made: loss_of(*made, steps).backward())
         mage.zero_grad(set_to_none=True)
         stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                       optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay,
@@ -290,7 +291,8 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         done = fit(stage, folder, until=until, progress=progress, team=team)
         as_they_were(mage.generator.layers)
         if done and team.main and machine.waits(device):
-            _write_speed(folder, recipe.batch, lambda: loss_of(mage, mage.guess, 0), device)
+            with buffers_kept(mage):
+                _write_speed(folder, recipe.batch, lambda: loss_of(mage, mage.guess, 0), device)
             mage.zero_grad(set_to_none=True)
     return mage.eval(), done
 
@@ -347,6 +349,16 @@ def compiled(mage: MAGE, wanted: str, device: torch.device,
         torch.compiler.reset()
     as_they_were(layers)
     return plain, False
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A model's buffers, such as the means of batch normalisation, stay through passes that are not training's."""
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])
 
 
 def as_they_were(layers: Iterable[nn.Module]) -> None:
@@ -497,14 +509,15 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
             start = _with_tokens_of(vqvae, start, folder, seed, team)
     else:
         vqvae = given.vqvae
-    if until is not None and machine.waits(device) and until - time.monotonic() < PREPARE_SECONDS:
+    if until is not None and machine.waits(device) and team.any(until - time.monotonic() < PREPARE_SECONDS):
         return None
     mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)
     if not done:
         return None
     path = folder / "weights.safetensors"
     if team.main:
-        curves = {stage: curve for stage in ("vqvae", "mage") if (curve := read_curve(folder / f"{stage}.jsonl"))}
+        stages = ("vqvae", "mage") if given is None or new_tokens else ("mage",)   # of those that lie there, this run's
+        curves = {stage: curve for stage in stages if (curve := read_curve(folder / f"{stage}.jsonl"))}
         about = {**dataset.about, "preset": chosen.name, "seed": seed,
                  "recipe": dataclasses.asdict(chosen), "pairs": pairs.stop,
                  "command": command or "mage_core.training.train",
@@ -598,14 +611,15 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
     auto), "train" (never those), or a name or file for `weights.load`. `digit_set`, `mode` and `videos` are those of
-    `clips.load_dataset`. Raises ValueError for weights of another dataset. A run in the preset's own folder that another recipe made, or other captions, is deleted and
-    trained anew: give runs with `--set` a `--run` of their own. Prints what was used.
+    `clips.load_dataset`. A run in the preset's own folder that another recipe made, or other captions, is deleted and
+    trained anew: give runs with `--set` a `--run` of their own. Prints what was used; ValueError for weights of another
+    dataset.
     """
     if weights_name not in ("shipped", "train"):
         found = weights.load(weights_name)
         if found.dataset.name != dataset_name:
-            raise ValueError(f"the weights {weights_name} are of {found.dataset.name} and the dataset is {dataset_name}: "
-                             "ask for the one that they are of, or for other weights")
+            raise ValueError(f"the weights {weights_name} are of {found.dataset.name} and the dataset is "
+                             f"{dataset_name}: ask for the one that they are of, or for other weights")
         print(f"weights {weights_name}")
         return found
     explicit = preset_name != "auto" or os.environ.get("MAGE_PRESET")
@@ -649,6 +663,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", action="store_true", help="with --start: train the preset's own VQ-VAE, and "
                         "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
+    if given.minutes is not None and torch.cuda.is_available() and 60 * given.minutes <= PREPARE_SECONDS:
+        parser.error(f"--minutes is {given.minutes:g}: on a GPU the second stage needs {PREPARE_SECONDS:g} seconds before "
+                     "its first step; give it more")
 
     start, first_stage = (weights.load(name) if name else None for name in (given.start, given.first_stage))
     chosen = preset(given.preset, given.dataset)
@@ -677,7 +694,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def without_paths(words: list[str]) -> list[str]:
     """A command's words as a card may tell them: of a path, only its last part."""
-    return [Path(word).name if "/" in word or os.sep in word else word for word in words]
+    def told(word: str) -> str:
+        option, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return option + mark + (Path(value).name if "/" in value or os.sep in value else value)
+
+    return [told(word) for word in words]
 
 
 if __name__ == "__main__":

@@ -575,8 +575,8 @@ def test_weights_with_advection_are_the_same_when_read_again(tmp_path):
         saved = weights.save(tmp_path / "w.safetensors", vqvae, mage, dataset.about, precision=precision)
         assert saved.mage.config == mage.config and saved.mage.config.patch == (1, 4)
         assert torch.equal(saved.mage.advection.pixels, mage.advection.pixels), "of pixels every bit is kept"
-    batch = evaluation_batch(dataset, "test", range(2))
-    assert torch.equal(*(generator(vqvae, saved.mage).videos(batch) for _ in range(2)))
+    batch, read = evaluation_batch(dataset, "test", range(2)), weights.load(tmp_path / "w.safetensors")
+    assert torch.equal(*(generator(found.vqvae, found.mage).videos(batch) for found in (saved, read)))
 
 
 def test_displacements_are_learned_in_seconds():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from mage_core import bench
+from mage_core import axial, bench
 
 
 @pytest.fixture
@@ -74,6 +74,26 @@ def test_drawn_clips_are_black_where_the_frames_are():
     frames = dataset.clips([dataset.spec("train", 2)], [range(20)])[0]
     black = frames.reshape(20, 16, 4, 16, 4).max((2, 4)) == 0
     assert ((clips.token_ids[2] == 0) == black).all() and 0.5 < black.mean() < 0.97
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_training_step_has_the_settings_that_the_table_names(fast, monkeypatch):
+    seen, forward = [], bench.MAGE.forward
+    monkeypatch.setattr(bench, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))   # as with fast bf16
+    monkeypatch.setattr(bench.MAGE, "forward", lambda *given: seen.append(
+        (axial._as_written, torch.is_autocast_enabled("cpu"))) or forward(*given))
+    bench.training_step(bench.paper_model(width=32), bench.random_clips(1), fast=fast)()
+    assert seen == [(not fast, fast)]
+
+
+def test_one_way_of_generating_recomputes_and_the_other_does_not(monkeypatch):
+    seen, generate = [], bench.MAGE.generate
+    monkeypatch.setattr(bench.MAGE, "generate", lambda *given, **how: seen.append(
+        (axial._as_written, how.get("recompute", False))) or generate(*given, **how))
+    monkeypatch.setattr(bench, "in_turn", lambda ways, rounds: {
+        name: [way() is None or 1.0] for name, way in ways.items()})
+    bench.benchmark_generation(32, 1, torch.device("cpu"))
+    assert seen == [(True, True), (False, False)] + [(True, True), (False, False), (False, False)]
 
 
 def test_the_benchmark_runs_and_says_whether_both_generations_agree(monkeypatch, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mage_core.cater import render
+from mage_core.cater import SceneObject, render
 
 LEAST_PIXELS = 100  # of an object whose outline is compared
 
@@ -79,3 +79,14 @@ def test_shadows_are_where_blender_has_them(scenes):
     errors = [((picture.astype(float) - ours)[(mask == 0) & (numbers == 0)] ** 2).mean() / 255**2
               for _, _, picture, mask, ours, numbers in scenes]
     assert -10 * np.log10(np.max(errors)) >= 34
+
+
+def test_colours_sizes_and_materials_are_those_of_the_original_assets(reference):
+    found = [thing for path in sorted((reference / "cater_reference").glob("scene_*.json"))
+             for thing in json.loads(path.read_text())["objects"]]
+    if not found:
+        pytest.skip(f"no Blender scenes in {reference / 'cater_reference'}")
+    for thing in found:
+        ours = SceneObject(thing["shape"], thing["size"], thing["color"], thing["material"], 0.0, 0.0)
+        np.testing.assert_allclose(ours.rgb, thing["rgb"], atol=1e-3, err_msg=ours.name)
+        assert ours.radius == thing["scale"], ours.name

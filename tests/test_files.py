@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -51,3 +52,12 @@ def test_the_cache_can_be_put_elsewhere(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path
     monkeypatch.delenv("MAGE_CACHE")
     assert cache_folder() == data_folder() / "cache"
+
+
+def test_what_was_written_reaches_the_disk_before_its_name_and_the_name_after(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: done.append(name) or real(*given))
+    write_whole(tmp_path / "a.txt", lambda temporary: temporary.write_text("whole"))
+    assert done == ["fsync", "replace"] + ["fsync"] * (os.name == "posix")

@@ -417,3 +417,25 @@ def test_a_killed_evaluation_keeps_its_batches_where_no_motion_is_judged_too(tmp
         evaluate_all(*question, **options)
     row, = evaluate_all(*question, **options)
     assert seen == [(0,), (1,), (1,)] and row.n == 2 and row.motion is None
+
+
+def test_what_is_saved_is_what_was_trained(like_a_gpu, tmp_path, monkeypatch):
+    """Measuring the speed, and trying to compile, are passes too: training's statistics stay as they were."""
+    monkeypatch.setattr(training, "DEVICE_FRAMES", 50)
+    preset = changed(PRESETS["smoke"], ["pairs=6", "watch_clips=2", "vqvae.images=64", "mage.samples=8", "mage.unet=8",
+                                        "mage.masks=True", "compile=off", "precision=full"])
+    trained = training.train(load_dataset("double-mnist"), preset, folder=tmp_path, device="cpu", progress=False)
+    kept = torch.load(tmp_path / "mage.pt", weights_only=True)["parts"]["mage"]
+    assert "speed" in trained.card and any("running_mean" in name for name in kept)
+    differing = [name for name, tensor in trained.mage.state_dict().items() if not torch.equal(tensor, kept[name])]
+    assert not differing
+
+
+def test_an_evaluation_is_not_taken_for_that_of_other_captions_or_another_size(tmp_path):
+    rows = {}
+    for mode, size in (("explicit", 32), ("ambiguous", 32), ("explicit", 48)):
+        world = CaterGen("cater-gen-v1", mode, size)
+        (rows[mode, size],) = evaluate_all({"still": training.metrics.first_frame_repeated()}, world, "test", 1,
+                                           keep=tmp_path / "kept.npz", progress=False)
+    assert rows["explicit", 32].motion is not None and rows["ambiguous", 32].motion is None
+    assert rows["explicit", 48].scores.psnr_frames != rows["explicit", 32].scores.psnr_frames

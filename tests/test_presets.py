@@ -125,10 +125,14 @@ def test_the_description_shows_every_field(chosen):
     assert len(dataclasses.fields(chosen)) == 10, "a field was added: is it described?"
 
 
+SHARES = ("decoder_alone", "hide_all", "hide_some", "own_frames")
+
+
 @pytest.mark.parametrize("stage, field", FIELDS)
 def test_two_presets_that_differ_are_described_differently(stage, field):
     chosen = PRESETS["smoke"]
-    part = dataclasses.replace(getattr(chosen, stage), **{field: "generator" if field == "only" else 987_654})
+    other = "generator" if field == "only" else 0.98 if field in SHARES else 987_654
+    part = dataclasses.replace(getattr(chosen, stage), **{field: other})
     assert describe(dataclasses.replace(chosen, **{stage: part})) != describe(chosen)
 
 
@@ -222,3 +226,19 @@ def test_changes_of_another_kind_show_the_change_and_the_kind(change):
     with pytest.raises(ValueError) as error:
         changed(PRESETS["smoke"], [change])
     assert repr(change) in str(error.value) and repr(change.partition("=")[2]) in str(error.value)
+
+
+@pytest.mark.parametrize("change, rule", [
+    ("vqvae.decoder_alone=2.0", "from 0.0 to 1.0"), ("mage.hide_all=3.0", "from 0.0 to 1.0"),
+    ("mage.hide_some=-0.1", "from 0.0 to 1.0"), ("mage.own_frames=-1.0", "from 0.0 to 1.0"),
+    ("mage.muon=-1.0", "at least 0"), ("mage.unet_muon=-1.0", "at least 0"), ("mage.weight_decay=-1.0", "at least 0"),
+    ("mage.more_anchors=-1", "at least 0"),
+    ("mage.learning_rate=-1.0", "above 0"), ("mage.learning_rate=0.0", "above 0"),
+    ("vqvae.learning_rate=0.0", "above 0"), ("vqvae.reconstruction=0.0", "above 0"),
+    ("vqvae.commitment=-1.0", "at least 0"), ("vqvae.warm_images=-5", "at least 0"),
+    ("vqvae.encoder_blocks=-1", "at least 0"), ("vqvae.decoder_blocks=-1", "at least 0"),
+    ("vqvae.crop=0", "at least 1"), ("vqvae.pool=0", "at least 1")])
+def test_values_that_no_training_can_use_are_told_with_the_rule(change, rule):
+    name, value = change.split("=")
+    with pytest.raises(ValueError, match=rf"{name} is {value}: it must be {rule}"):
+        changed(PRESETS["smoke"], [change])

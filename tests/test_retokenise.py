@@ -47,6 +47,25 @@ def start(dataset):
 
 
 @torch.no_grad()
+def test_new_logits_are_fitted_to_the_next_frame_of_true_and_of_generated_clips(dataset, start, monkeypatch):
+    monkeypatch.setattr(room, "CLIPS", 2 * room.AT_ONCE)
+    shown, ids, encode = [], [], room.encode_frames
+    monkeypatch.setattr(room, "encode_frames", lambda *given: ids.append(encode(*given)) or ids[-1])
+    monkeypatch.setattr(MAGE, "generate", lambda mage, first, *given: first[:, None].expand(-1, 10, -1, -1) + 1_000)
+    # what the model says of a token is the token itself
+    monkeypatch.setattr(MAGE, "_features", lambda mage, token_ids, *given: (
+        shown.append(token_ids) or token_ids[..., None], None))
+    _, _, features, targets = room._looked_at(start, start.vqvae, 0, torch.Generator().manual_seed(0))
+    true, generated = shown
+    assert torch.equal(true, torch.from_numpy(ids[0].astype(int))[:, :-1])
+    assert (generated == generated[:, :1]).all() and (generated >= 1_000).all()
+    of_true = features[:, 0] < 1_000
+    found = set(zip(features[of_true, 0].int().tolist(), targets[of_true].tolist()))
+    assert found <= set(zip(ids[0][:, :-1].ravel().tolist(), ids[0][:, 1:].ravel().tolist()))
+    assert any(now != later for now, later in found)   # a token is not its own successor
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("groups, codes", [(1, 200), (4, 64)])
 def test_new_tokens_read_and_write_what_the_old_ones_did(dataset, start, monkeypatch, groups, codes):
     monkeypatch.setattr(room, "CLIPS", 40)

@@ -181,6 +181,8 @@ def test_out_of_time_at_any_step_it_ends_in_the_same_weights_state_and_curve(sin
             break
     assert steps[0] == 0 and steps == sorted(steps) and len(set(steps)) >= 5 and steps[-1] == 10
     assert_equal(kept(folder, stage), expected)
+    spent = [line["seconds"] for line in read_curve(folder / f"{stage}.jsonl")]   # of every visit, not of the last
+    assert spent == sorted(spent) and spent[-1] > 2 * max(2, steps[-1])
 
 
 def test_another_seed_ends_in_other_weights(single, whole, tmp_path):
@@ -456,6 +458,21 @@ def test_the_schedule_rises_shortly_then_falls_to_its_floor(steps, data):
     elif steps > 1000:
         assert later > rate
     assert schedule(steps, steps) == pytest.approx(0.02)
+
+
+def test_each_step_has_the_rate_of_a_short_rise_and_a_cosine(tmp_path):
+    plain, rates = line_stage(steps=40), []
+    groups = [group for optimiser in plain.optimisers for group in optimiser.param_groups]
+
+    def step(number):
+        rates.append([group["lr"] / 0.1 for group in groups])
+        return plain.step(number)
+
+    assert fit(dataclasses.replace(plain, step=step), tmp_path, progress=False)
+    steps = np.arange(40)
+    cosine = 0.02 + 0.98 * (1 + np.cos(np.pi * steps / 40)) / 2
+    np.testing.assert_allclose(rates, (np.minimum(1, (steps + 1) / 4) * cosine)[:, None])
+    assert groups[0]["betas"] == (0.9, 0.98) and groups[0]["eps"] == 1e-8   # as the released code has it
 
 
 @pytest.mark.parametrize("muon", [0.0, 3.0])
@@ -1047,7 +1064,7 @@ def test_ready_takes_shipped_weights_only_where_no_preset_was_asked_for(notebook
     monkeypatch.setenv("MAGE_PRESET", "smoke")
     assert training.ready("single-mnist") == "trained now"
     assert training.ready("single-mnist", weights_name="single-mnist").card["preset"] == "long"
-    with pytest.raises(ValueError, match="the weights single-mnist are of single-mnist and the dataset is double-mnist"):
+    with pytest.raises(ValueError, match="are of single-mnist and the dataset is double-mnist"):
         training.ready("double-mnist", weights_name="single-mnist")
     with pytest.raises(ValueError, match="no weights are named 'mine': there are single-mnist"):
         training.ready(weights_name="mine")
@@ -1073,3 +1090,72 @@ def test_the_command_line_stops_in_time_goes_on_and_prints_the_table(tmp_path, c
     assert json.loads((tmp_path / "weights.json").read_text())["commit"] == card["commit"]
     with pytest.raises(ValueError, match="another recipe.*samples differ"):
         training.main([*command, "--set", "mage.samples=12"])
+
+
+# ---------------------------------------------------------------- what the stages are made of
+
+def test_before_its_first_step_mage_knows_the_codes_and_their_pixels(single, whole, tmp_path):
+    made, done = train_mage(TINY, single, whole.vqvae, tmp_path, until=-1, progress=False)
+    assert not done
+    torch.manual_seed(training.seed_of(0, "mage start"))
+    expected = MAGE(made.config)
+    fresh = expected.visual_tokens.embedding.clone()
+    expected.initialise_from_codes(whole.vqvae.codebook, training.seed_of(0, "codes"))
+    expected.advection.pixels.copy_(whole.vqvae.code_pixels())
+    assert not torch.equal(expected.visual_tokens.embedding, fresh)
+    assert_equal(dict(made.state_dict()), dict(expected.state_dict()))
+
+
+def test_what_is_watched_in_training_is_in_no_table_and_not_trained_on(single, whole, tmp_path, monkeypatch):
+    asked, batch, held_out = [], training.metrics.evaluation_batch, FrameSource.held_out.__func__
+    monkeypatch.setattr(training.metrics, "evaluation_batch", lambda *given: asked.append(given[1:]) or batch(*given))
+    train_mage(TINY, single, whole.vqvae, tmp_path, until=-1, progress=False)
+    split, indices = training.watched(single, TINY.watch_clips)
+    assert asked == [(split, indices)] and split == "test" and min(indices) >= single.sizes["test"]
+    sources = []
+    monkeypatch.setattr(FrameSource, "held_out", classmethod(
+        lambda cls, *given, **how: sources.append(held_out(cls, *given, **how)) or sources[-1]))
+    train_vqvae(TINY, single, tmp_path, until=-1, progress=False)
+    assert [(spec.split, spec.index >= single.sizes["test"]) for spec in sources[0].specs] == [("test", True)] * 256
+
+
+def test_commitment_is_part_of_the_first_stages_loss(single, tmp_path):
+    losses = []
+    for commitment in (0.0, 10.0, 20.0):
+        preset = of("vqvae", images=8, commitment=commitment, decoder_alone=0.0)
+        train_vqvae(preset, single, tmp_path / str(commitment), progress=False)
+        losses.append(kept(tmp_path / str(commitment), "vqvae")["recent"][0])
+    assert losses[1] > losses[0] and losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-3)
+
+
+def test_the_rows_of_a_table_are_made_by_what_they_are_named_after(single, whole):
+    trained = weights.Trained(whole.vqvae.eval(), whole.mage.eval(), single.about)
+    rows = {row.name: row for row in training.results(trained, 3, progress=False)}
+    for name, maker in (("MAGE", training.generator(whole.vqvae, whole.mage)),
+                        ("first frame repeated", training.metrics.first_frame_repeated()),
+                        ("VQ-VAE reconstruction", training.metrics.reconstruction(whole.vqvae)),
+                        ("perfect predictor", training.metrics.perfect_predictor())):
+        found = training.metrics.evaluate(maker, single, "test", 3)
+        np.testing.assert_allclose(rows[name].scores.frame_psnr, found.scores.frame_psnr, atol=1e-3)
+    assert len({row.scores.psnr_frames for row in rows.values()}) == 4
+
+
+def test_a_card_tells_of_no_first_stage_that_the_run_did_not_take(single, whole, tmp_path):
+    train_vqvae(SMALL, single, tmp_path, until=-1, progress=False)   # begun, and left
+    (tmp_path / "vqvae.jsonl").write_text(json.dumps({"step": 1, "seconds": 99.0}) + "\n")
+    given = weights.Trained(whole.vqvae, whole.mage, {**single.about, "preset": "tiny"})
+    trained = training.train(single, SMALL, folder=tmp_path, first_stage=given, progress=False)
+    assert list(trained.card["curves"]) == list(trained.card["seconds"]) == ["mage"]
+
+
+def test_a_command_keeps_its_options_and_loses_its_folders():
+    words = ["--run=runs/x", "--videos=my/clips", "--start", "a/b.safetensors", "--set", "pairs=5"]
+    assert training.without_paths(words) == [
+        "--run=x", "--videos=clips", "--start", "b.safetensors", "--set", "pairs=5"]
+
+
+def test_minutes_in_which_a_gpu_cannot_begin_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit):
+        training.main(["--preset", "smoke", "--minutes", "1"])
+    assert "--minutes is 1: on a GPU the second stage needs 75 seconds" in capsys.readouterr().err

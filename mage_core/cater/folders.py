@@ -535,8 +535,8 @@ def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
                 "video": videos[name].relative_to(root).as_posix(), "caption": f"A person is {match[2]}.",
                 "first": first - 1, "end": last}
     if not any(lists.values()):
-        raise ValueError(f"{sequences} has no line such as 'person01_boxing_d1 frames 1-95, 96-185': give KTH's own file "
-                         "of sequences")
+        raise ValueError(f"{sequences} has no line such as 'person01_boxing_d1 frames 1-95, 96-185': give KTH's own "
+                         "file of sequences")
     for split, listed in lists.items():
         text = json.dumps(listed, indent=0)
         write_whole(root / f"{split}.json", lambda path, text=text: path.write_text(text))
