@@ -296,8 +296,6 @@ class MAGE(nn.Module):
             if given is not None and tuple(given.shape) != tuple(asked):
                 raise ValueError(f"{name} has the shape {tuple(given.shape)}: it must be that of the tokens of the "
                                  f"frames that are asked for, {tuple(asked)}")
-        if predict is not None and not predict.any():
-            raise ValueError("predict marks no token: there is nothing to learn")
         r, kl_loss = None, token_ids.new_zeros((), dtype=torch.float32)
         if self.posterior is not None:
             mean, log_variance = self.posterior(self.visual_tokens.embed(target_ids))
@@ -308,7 +306,8 @@ class MAGE(nn.Module):
         targets, places, n = target_ids[:, frames + 1].flatten(), None, None
         if predict is not None:
             places = predict.flatten().nonzero()[:, 0]
-            n = len(places)
+            if not (n := len(places)):
+                raise ValueError("predict marks no token: there is nothing to learn")
             places = F.pad(places, (0, -n % 128))   # few sizes: a CPU compiles a matrix product for every new one
             targets = targets[places]
         features, anchor = self._features(token_ids[:, frames], text_ids, speed, r, frames, places=places)

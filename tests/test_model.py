@@ -658,3 +658,15 @@ def test_vqvae_config_errors(change, message):
 def test_vqvae_input_errors(shape):
     with pytest.raises(ValueError, match=r"3.*multiples of 8"):
         VQVAE(VQVAES["down 8"]).encode(torch.rand(shape))
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"predict": torch.ones(2, 1, 16, 16, dtype=torch.bool)}, "predict has the shape"),
+    ({"predict": torch.zeros(2, 3, 16, 16, dtype=torch.bool)}, "predict marks no token"),
+    ({"weight": torch.ones(1)}, "weight has the shape")])
+def test_what_the_loss_is_taken_over_must_fit_the_frames(given, message):
+    mage = MAGE(MAGEConfig(codebook_size=8, rows=16, columns=16, clip_length=4, width=16, vocabulary_size=9,
+                           context_length=6, head_width=8, axial_layers=3))
+    ids = torch.zeros(2, 4, 16, 16, dtype=torch.long)
+    with pytest.raises(ValueError, match=message):
+        mage(ids, torch.tensor([[1, 3, 2]] * 2), torch.tensor([0.3, 0.7]), **given)
