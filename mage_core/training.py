@@ -664,8 +664,8 @@ def main(arguments: list[str] | None = None) -> None:
                         "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
     if given.minutes is not None and torch.cuda.is_available() and 60 * given.minutes <= PREPARE_SECONDS:
-        parser.error(f"--minutes is {given.minutes:g}: on a GPU the second stage needs {PREPARE_SECONDS:g} seconds before "
-                     "its first step; give it more")
+        parser.error(f"--minutes is {given.minutes:g}: on a GPU the second stage needs {PREPARE_SECONDS:g} seconds "
+                     "before its first step; give it more")
 
     start, first_stage = (weights.load(name) if name else None for name in (given.start, given.first_stage))
     chosen = preset(given.preset, given.dataset)

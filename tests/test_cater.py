@@ -145,7 +145,10 @@ CUBE = SceneObject("cube", "small", "cyan", "metal", 2.9, 2.9)
 GOLDEN = SceneObject("cone", "medium", "gold", "metal", 1.0, 1.0)
 
 
-def made(*objects, moves=(Move("rotate", 0, 20),), **other):
+TURN = Move("rotate", 0, 20)
+
+
+def made(*objects, moves=(TURN,), **other):
     return scene.Spec(**{**dict(dataset="cater-gen-v2", split="train", index=0, seed=0, objects=objects, moves=moves,
                                 speed=0.5), **other})
 

@@ -233,7 +233,8 @@ def test_any_footage_with_captions(footage):
     with pytest.raises(ValueError, match="unknown word 'flying'"):
         data.encode("a person is flying.")
     for nothing in ("", " \n", None):
-        with pytest.raises(ValueError, match=f"the caption is {nothing!r}: .*person, running, waving".replace("\\", ".")):
+        message = f"the caption is {nothing!r}: .*person, running, waving".replace("\\", ".")
+        with pytest.raises(ValueError, match=message):
             data.language.tidy(nothing)
     with pytest.raises(ValueError, match="has no frame 5"):
         data.clips([part], np.array([[0, 5]]))

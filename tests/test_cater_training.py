@@ -10,8 +10,8 @@ from PIL import Image
 
 import mage_core
 from mage_core import cater, clips, metrics, presets, training, weights
-from mage_core.cater import folders
 from mage_core.captions import CaptionError
+from mage_core.cater import folders
 from mage_core.clips import load_dataset
 from mage_core.training import fingerprint
 

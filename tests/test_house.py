@@ -210,6 +210,13 @@ def test_tracked_files_are_small(tracked):
     assert sum(sizes.values()) < LARGEST_TOTAL
 
 
+def test_ruff_finds_nothing(repository):
+    """Neither in modules and tests nor in the notebooks' cells; what it looks for stands in pyproject.toml."""
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise",
+                            "conftest.py", *sorted(ROOMS)], cwd=repository, capture_output=True, text=True)
+    assert not found.returncode, found.stdout + found.stderr
+
+
 def test_no_path_of_a_machine_is_kept(tracked):
     folders = re.compile(r"(?<![\w.:/-])/(?:home|Users|root|work|tmp|opt|mnt|scratch|var)/[\w.]")
     found = [f"{path.name}:{number}: {line.strip()[:100]}"

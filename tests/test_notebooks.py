@@ -78,7 +78,7 @@ def test_shows_pictures_and_compares_none(notebook):
 
 
 def test_cells_and_functions_are_short_and_documented_by_prose(notebook):
-    for before, cell in zip(notebook.cells, notebook.cells[1:]):
+    for cell in notebook.cells[1:]:
         if cell.cell_type == "markdown":
             continue
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
@@ -112,7 +112,7 @@ def test_claims_are_asserted(notebook):
 
 def test_nothing_of_a_machine_is_stored(notebook):
     folders = re.compile(r"(?<![\w.:/<-])/(?:home|Users|root|work|tmp|opt|mnt|scratch|var|usr|private)/[\w.]")
-    for cell, output in outputs(notebook):
+    for _, output in outputs(notebook):
         data = {kind: value for kind, value in output.get("data", {}).items() if kind not in PICTURES}
         text = output.get("text", "") + str(data)
         assert not folders.search(text), text

@@ -319,7 +319,7 @@ def test_the_hidden_token_is_the_one_after_the_codes_and_none_without_the_option
     mage, (ids, text, speed) = model(), sample()
     assert ALL.hidden_id == ALL.codebook_size and mage(ids, text, speed).logits.shape[-1] == ALL.codebook_size
     with pytest.raises(ValueError, match=r"no hidden token.*hidden_token=True"):
-        PLAIN.hidden_id
+        _ = PLAIN.hidden_id
 
 
 # ---------------------------------------------------------------- a start that knows the codes

@@ -534,10 +534,10 @@ def test_how_many_frames_a_video_has_is_learned():
     assert all(gradient.any() for gradient in gradients)
     twice = mage(ids, text, speed, dice=torch.cat([dice] * 2), more=(ids, text, speed), lengths=lengths.repeat(2))
     torch.testing.assert_close(twice.displacement_loss, out.displacement_loss)
-    for given, message in ((None, "no lengths of videos are given for 2 clips"),
+    for wrong, message in ((None, "no lengths of videos are given for 2 clips"),
                            (lengths[:1], "1 lengths.* for 2 clips")):
         with pytest.raises(ValueError, match=message):
-            mage(ids, text, speed, lengths=given)
+            mage(ids, text, speed, lengths=wrong)
 
 
 def test_when_things_rest_is_learned_in_seconds():
@@ -669,7 +669,7 @@ def test_looks_are_spread_evenly(looks):
 @torch.no_grad()
 def test_a_look_is_at_the_image_farther_down_and_to_the_right(monkeypatch):
     """All but the outermost pixels are empty there, so that nothing is lost; what is found is back in its place."""
-    mage, (ids, text, speed) = model(), sample()
+    mage, (ids, text, _) = model(), sample()
     image = F.pad(torch.rand(2, 2, 10, 18), (3, 3, 3, 3))
     monkeypatch.setattr(mage.advection, "image", lambda token_ids: image)
     times = torch.randn(2, 3, 16)

@@ -118,8 +118,9 @@ def test_the_description_shows_every_field(chosen):
         for name, value in dataclasses.asdict(getattr(chosen, stage)).items():
             assert f"{name} {value}" in line
     shown = text.splitlines()[-1]
-    for words, value in (("pairs", chosen.pairs), ("first pair", chosen.first_pair), ("speeds of a pair", chosen.speeds),
-                         ("test clips", chosen.test_clips), ("watched", chosen.watch_clips),
+    for words, value in (("pairs", chosen.pairs), ("first pair", chosen.first_pair),
+                         ("speeds of a pair", chosen.speeds), ("test clips", chosen.test_clips),
+                         ("watched", chosen.watch_clips),
                          ("compile", chosen.compile), ("weights kept in", chosen.precision)):
         assert words in shown and str(value or "all") in shown
     assert len(dataclasses.fields(chosen)) == 10, "a field was added: is it described?"

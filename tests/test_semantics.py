@@ -283,7 +283,7 @@ def test_rivals_are_31_other_captions_of_the_same_scene(name, index, seed):
     assert own == spec and len(rivals) == 31
     said = [frozenset(clauses(each)) for each in (own, *rivals)]
     assert len(set(said)) == 32, "two candidates ask for the same"
-    for rival, actions in zip(rivals, said[1:]):
+    for rival in rivals:
         assert (rival.objects, rival.speed, rival.index) == (spec.objects, spec.speed, spec.index)
         assert len(rival.moves) == len(spec.moves)
         assert sorted(move.end for move in rival.moves) == sorted(move.end for move in spec.moves)

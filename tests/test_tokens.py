@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mage_core.mage import MAGE, MAGEConfig, likely_mean, with_still
 from mage_core.tokens import block_grid, check_tokens, code_vectors, id_dtype, join_ids, split_ids
-from mage_core.vqvae import VQVAE, Codebook, VQVAEConfig, nearest_code
+from mage_core.vqvae import VQVAE, Codebook, VQVAEConfig
 
 GROUPED = MAGEConfig(codebook_size=7, groups=3, rows=4, columns=5, clip_length=5, width=16, vocabulary_size=9,
                      context_length=8, head_width=8, axial_layers=3, text_layers=1, dropout=0.0, hidden_token=True,

@@ -937,7 +937,8 @@ def test_a_curve_that_cannot_be_read_is_named_with_its_remedy(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     ("precision=hlaf", "precision is 'hlaf': it must be one of full, half, int8"),
-    ("compile=yes", "compile is 'yes': it must be one of auto, on"), ("test_clips=-3", "test_clips is -3: .*at least 1"),
+    ("compile=yes", "compile is 'yes': it must be one of auto, on"),
+    ("test_clips=-3", "test_clips is -3: .*at least 1"),
     ("watch_clips=0", "watch_clips is 0"), ("mage.samples=0", "mage.samples is 0"), ("mage.batch=0", "mage.batch is 0"),
     ("mage.later_frames=-1", "mage.later_frames is -1"), ("vqvae.images=0", "vqvae.images is 0"),
     ("mage.width=100", "width is 100"), ("mage.dropout=1.5", "dropout is 1.5"), ("mage.axial_layers=4", "layers is 4"),

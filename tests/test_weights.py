@@ -34,7 +34,7 @@ def models(request, images):
     with torch.no_grad():
         for parameter in vqvae.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-        for name, buffer in vqvae.named_buffers():   # of the released shape's normalisations
+        for buffer in vqvae.buffers():   # of the released shape's normalisations
             if buffer.is_floating_point():
                 buffer.add_(0.1 * torch.rand_like(buffer))
     vqvae.initialise(images)

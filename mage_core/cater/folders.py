@@ -210,7 +210,7 @@ class VideoFolder:
             raise ValueError(f"unknown captions {self.mode!r}: use one of {', '.join(MODES)}")
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root}")
-        self._said  # a broken list is told now, not after an hour of training
+        _ = self._said   # a broken list is told now, not after an hour of training
         self._check_ends()
 
     @cached_property
