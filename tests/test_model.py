@@ -14,7 +14,7 @@ from mage_core import axial
 from mage_core.axial import (AxialLayer, Dropout, FrameCache, Offsets, QuickMLP, TimeBias, attention, attention_kernel,
                              quick_gelu)
 from mage_core.mage import MAGE, MAGEConfig, token_loss
-from mage_core.motion_anchor import AdaIN, Posterior, TextEncoder, kl_from_normal
+from mage_core.motion_anchor import AdaIN, CrossAttention, Posterior, TextEncoder, kl_from_normal
 from mage_core.vqvae import VQVAE, VQVAEConfig, nearest_code
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -192,6 +192,27 @@ def test_dropout_keeps_the_mean_and_drops_the_share(p):
     assert abs((y == 0).float().mean() - p) < 0.004
     assert abs(y.mean() - 1) < 0.004
     assert torch.equal(Dropout(p).eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
+
+
+def test_dropout_is_wherever_the_released_code_has_it(monkeypatch):
+    """In an encoder layer as torch's own has it, three times; once after the text encoder, and twice in each layer of
+    the anchor and of the generator: what attention adds, and what the feed-forward adds."""
+    shared = dict(width=16, head_width=8, dropout=0.5)
+    layer = nn.TransformerEncoderLayer(16, 2, 64)
+    in_a_layer = sum(isinstance(part, nn.Dropout) for part in layer.modules())
+    encoder = TextEncoder(vocabulary_size=9, context_length=8, layers=2, pad_id=0, **shared)
+    image, words = torch.randn(1, 3, 1, 16), torch.randn(1, 4, 16)
+    for part, seen, expected in ((encoder, (torch.tensor([[1, 2, 3, 0]]),), 2 * in_a_layer + 1),
+                                 (CrossAttention(**shared), (image, words, torch.zeros(4)), 2),
+                                 (AxialLayer("height", **shared), (torch.randn(1, 2, 3, 4, 16), torch.arange(2)), 2)):
+        dropped = []
+        monkeypatch.setattr(Dropout, "forward", lambda self, x: dropped.append(self.p) or x)
+        before = part.train()(*seen)
+        assert dropped == [0.5] * expected
+        for number in range(expected):   # and each is of what is then added
+            left = iter(range(expected))
+            monkeypatch.setattr(Dropout, "forward", lambda self, x: 0 * x if next(left) == number else x)
+            assert not torch.allclose(part(*seen), before)
 
 
 def multihead(layer, width, heads):
