@@ -204,6 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
     given = parser.parse_args(arguments)
+    for name in ("width", "rounds", "batch"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name} is {getattr(given, name)}: it must be at least 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(describe())
     print("allocator settings: " + (", ".join(fast_allocator_environment().values()) or "the machine's own"))

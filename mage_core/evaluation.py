@@ -17,18 +17,19 @@ from mage_core.semantics import MotionAccuracy
 KEEP_SECONDS = 20.0
 
 
-def evaluate_all(generators: dict[str, metrics.FromBatch], dataset, split: str, n: int, *, batch_size: int = 50,
-                 keep: Path | None = None, key: str = "", until: float | None = None,
+def evaluate_all(generators: dict[str, metrics.FromBatch], dataset, split: str, n: int, *, seed: int = 0,
+                 batch_size: int = 50, keep: Path | None = None, key: str = "", until: float | None = None,
                  progress: bool = True) -> list[metrics.Row] | None:
-    """A row for each generator on the first n samples of a split; None where `until` (time.monotonic()) came first.
+    """A row for each generator on the first n samples of a split, drawn with `seed`; None where `until`
+    (time.monotonic()) came first.
 
     A batch's frames are drawn once for all generators. With `keep`, a file, what was judged is kept there every now and
-    then, and taken up again by a call with the same `key` (what is judged), generators, dataset and split. Raises
+    then, and taken up again by a call with the same `key` (what is judged), generators, dataset, split and seed. Raises
     ValueError as `metrics.evaluate`.
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
-    key = json.dumps([key, list(generators), dataset.about, dataset.content, split, n])
+    key = json.dumps([key, list(generators), dataset.about, dataset.content, split, n, seed])
     rows = _kept(keep, key) if keep is not None else []
     done, saved = rows[0].n if rows else 0, time.monotonic()
     with tqdm(total=n, initial=done, desc=f"evaluation on {dataset.name}", unit="clip", disable=not progress) as bar:
@@ -36,7 +37,7 @@ def evaluate_all(generators: dict[str, metrics.FromBatch], dataset, split: str, 
             if until is not None and time.monotonic() > until:
                 _keep(keep, key, rows)
                 return None
-            batch = metrics.evaluation_batch(dataset, split, range(done, min(done + batch_size, n)))
+            batch = metrics.evaluation_batch(dataset, split, range(done, min(done + batch_size, n)), seed)
             found = [metrics.evaluate_batch(made, batch, name) for name, made in generators.items()]
             rows = [row + more for row, more in zip(rows, found)] if rows else found
             done += found[0].n
@@ -59,7 +60,12 @@ def _keep(path: Path | None, key: str, rows: list[metrics.Row]) -> None:
             if (values := getattr(row, part)) is not None:
                 arrays |= {f"{number}.{part}.{field.name}": getattr(values, field.name)
                            for field in dataclasses.fields(values)}
-    write_whole(path, lambda temporary: np.savez_compressed(temporary, key=json.dumps([key, told]), **arrays))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as stream:   # numpy gives a name of its own to another ending than .npz
+            np.savez_compressed(stream, key=json.dumps([key, told]), **arrays)
+
+    write_whole(path, write)
 
 
 def _kept(path: Path, key: str) -> list[metrics.Row]:

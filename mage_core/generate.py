@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mage_core.clips import Dataset, check_speed, text_ids
 from mage_core.files import check_place
 from mage_core.machine import autocast
 from mage_core.mage import MAGE
+from mage_core.semantics import check_range
 from mage_core.tokens import code_vectors
 from mage_core.vqvae import VQVAE
 from mage_core.weights import Trained, load
@@ -37,6 +38,8 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     ending or in a place that cannot be written.
     """
     speed = check_speed(speed)
+    if not isinstance(seed, Integral) or not 0 <= seed < 2 ** 63:
+        raise ValueError(f"seed is {seed!r}: it must be a whole number from 0 to 2^63 - 1")
     if not isinstance(samples, Integral) or samples < 1:
         raise ValueError(f"samples is {samples}: it must be at least 1, a whole number")
     if save is not None:
@@ -48,7 +51,8 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     sentence = dataset.tidy(caption)
     first = read_image(image, dataset.image_size, dataset.channels)
     videos = generate_videos(trained.vqvae, trained.mage, dataset, first[None].expand(samples, -1, -1, -1),
-                             [sentence] * samples, [speed] * samples, [seed + i for i in range(samples)], device=device)
+                             [sentence] * samples, [speed] * samples, [int(seed) + i for i in range(samples)],
+                             device=device)
     if save is not None:
         display.save_video(videos[0], save, scale=max(1, 256 // dataset.image_size))
     return videos[0] if samples == 1 else videos
@@ -64,9 +68,19 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
     or "still", which is "mean" where something changed: a token that is the first frame's shows the image's own pixels.
     The default is "still" for a VQ-VAE with a background, whose camera does not move, and else "mean" (on 48 clips that
     no table shows: CATER-GEN-v1 32.24 to 32.52 dB, v2 29.56 to 30.58). `dataset` (or its name) says how captions read.
-    The first frame is the image itself; the others are decoded from tokens. ValueError for another `decode`.
+    The first frame is the image itself; the others are decoded from tokens. ValueError for another `decode`, for a
+    speed outside (0, 1), for images in another range and for different numbers of what is given.
     """
     device = torch.device(device) if device is not None else next(mage.parameters()).device
+    speeds = [check_speed(speed) for speed in speeds]
+    if not (len(images) == len(sentences) == len(speeds) > 0):
+        raise ValueError(f"{len(images)} images, {len(sentences)} sentences and {len(speeds)} speeds: there must be as "
+                         "many of each, and at least one")
+    if not images.is_floating_point():
+        raise ValueError(f"the images are {images.dtype}: they must be float in [0, 1]; divide by 255 where they are "
+                         "8-bit")
+    check_range(images, "images")
+    images = images.float()
     decode = decode or ("still" if vqvae.config.background else "mean")
     if decode not in ("mean", "argmax", "still"):
         raise ValueError(f"decode is {decode!r}: it must be 'mean', 'argmax' or 'still'")
@@ -77,7 +91,7 @@ def generate_videos(vqvae: VQVAE, mage: MAGE, dataset: Dataset | str, images: Te
                                           seeds[part], device=device, decode=decode)
                           for part in (slice(i, i + at_once) for i in range(0, len(images), at_once))])
     vqvae, mage = vqvae.to(device).eval(), mage.to(device)
-    noise = mage.noise(seeds or range(len(images))) if mage.config.stochastic else None
+    noise = mage.noise(range(len(images)) if seeds is None else seeds) if mage.config.stochastic else None
     with autocast(device):   # as the training's tokens were made
         first = vqvae.encode(images.to(device))
         ids, codes = mage.generate(first, text_ids(sentences, dataset).to(device),
@@ -105,7 +119,7 @@ def read_image(image, size: int, channels: int) -> Tensor:
     if isinstance(image, (str, Path)):
         try:
             with Image.open(image) as opened:
-                image = opened.copy()
+                image = ImageOps.exif_transpose(opened.copy())   # as every viewer turns it
         except FileNotFoundError as error:
             raise ValueError(f"image {str(image)!r} is not a file: give the path of a PNG or JPEG") from error
         except (UnidentifiedImageError, OSError) as error:

@@ -466,15 +466,22 @@ class MAGE(nn.Module):
         finally:
             self.train(training)
 
+    def train(self, mode: bool = True) -> MAGE:
+        """As ever; and a copy `in_bf16` is forgotten, for torch's fused optimisers change weights and no version."""
+        if mode:
+            self._copy = None
+        return super().train(mode)
+
     def in_bf16(self) -> MAGE:
-        """This model's copy in bf16 where autocast asks for bf16 on a CPU, kept until a weight changes; else itself.
+        """This model's copy in bf16 where autocast asks for bf16 on a CPU, kept until a weight changes or training goes
+        on; else itself.
 
         Autocast would convert every weight for every video.
         """
         if not (torch.is_autocast_enabled("cpu") and self.visual_tokens.embedding.device.type == "cpu"
                 and torch.get_autocast_dtype("cpu") == torch.bfloat16):
             return self
-        now = [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]
+        now = [(tensor.data_ptr(), tensor._version) for tensor in (*self.parameters(), *self.buffers())]
         if self._copy is None or self._copy[0] != now:
             self._copy = None
             made = copy.deepcopy(self).requires_grad_(False)
@@ -579,7 +586,7 @@ class MAGE(nn.Module):
         each = codes.shape[1] // config.groups   # a group's codes have numbers in its own channels alone
         codes = torch.cat([F.pad(part, (each * group, codes.shape[1] - each * (group + 1)))
                            for group, part in enumerate(codes.split(each, 1))])
-        room = min(config.head_width // 2, codes.shape[1])
+        room = min(config.head_width // 2, *codes.shape)
         if codes.shape[1] > room:   # the directions in which codes differ most
             codes = codes @ torch.linalg.svd(codes, full_matrices=False).Vh[:room].T
         codes = codes * (2.0 / (config.groups * codes.square().sum(1).mean()).sqrt())   # of a whole token 2
@@ -618,7 +625,7 @@ class MAGE(nn.Module):
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal r (b c h w), a seed for each sample: the same on every device and in every batch."""
-        return torch.stack([torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(seed))
+        return torch.stack([torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(int(seed)))
                             for seed in seeds]).to(self.visual_tokens.embedding.device)
 
     # ---- checks

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from mage_core.cater import scene
 from mage_core.cater.scene import CaterGen
-from mage_core.clips import Dataset, frame_indices
+from mage_core.clips import Dataset, available, frame_indices
 from mage_core.draws import Draws
 from mage_core.machine import tf32
 from mage_core.moving_mnist import FREE_RANGE, MovingMNIST, Spec, _recipe, track
@@ -71,6 +71,7 @@ def _check_pair(generated: Tensor, truth: Tensor) -> None:
     if not (generated.is_floating_point() and truth.is_floating_point()):
         raise ValueError(f"generated is {generated.dtype}, truth {truth.dtype}: both must be float in [0, 1]")
     check_range(generated, "generated")
+    check_range(truth, "truth")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -147,8 +148,8 @@ class EvaluationBatch:
 
     @property
     def images(self) -> Tensor:
-        """The first images, (b c H W)."""
-        return self.truth[:, 0]
+        """The first images, (b c H W): a copy, lest a generator that works in place change the truth."""
+        return self.truth[:, 0].clone()
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ def evaluate(generator: Generator | FromBatch, dataset: Dataset, split: str = "t
     fast form (`batched`, `FromBatch`); its seed is the sample's index. `seed` is the dataset's. Raises
     ValueError for an n or batch size below 1, and for a video of another shape, type or range than the truth.
     """
-    n = dataset.sizes[split] if n is None else n
+    n = available(dataset, split) if n is None else n
     if n < 1 or batch_size < 1:
         raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
     name = name or getattr(generator, "__name__", type(generator).__name__)

@@ -23,10 +23,11 @@ SHRINKS = 8   # an image's sides are multiples of it
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of training steps: a pass without gradients never counts."""
+    """Batch normalisation whose statistics are those of training steps: a pass without gradients never counts, nor one
+    in which this layer does not learn."""
 
     def forward(self, x: Tensor) -> Tensor:
-        learning = self.training and torch.is_grad_enabled()
+        learning = self.training and torch.is_grad_enabled() and self.weight.requires_grad
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum,
                             self.eps)
 
@@ -131,7 +132,7 @@ class PhraseUNet(nn.Module):
         held = torch.zeros(words.shape[:2], device=words.device).scatter_(1, text_ids, 1.0)
         likely = words.float().flatten(2).logsumexp(2) - self.POOLED
         nats = F.binary_cross_entropy_with_logits(likely, held, reduction="none").mean(0)
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self.word.weight.requires_grad:
             with torch.no_grad():
                 kept = (self.steps / (self.steps + 1)).clamp_max(self.KEPT)
                 self.share.lerp_(held.mean(0), 1 - kept)

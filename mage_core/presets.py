@@ -54,6 +54,10 @@ class VQVAERecipe:
         _between(self, "vqvae.", "learning_rate", "reconstruction", low=0.0, above=True)
         _between(self, "vqvae.", "commitment", "warm_images", "encoder_blocks", "decoder_blocks", low=0)
         _between(self, "vqvae.", "decoder_alone", low=0.0, high=1.0)
+        if self.decoder_alone and self.warm_images > (1 - self.decoder_alone) * self.images:
+            raise ValueError(f"vqvae.warm_images is {self.warm_images}, and of {self.images} images the decoder learns "
+                             f"alone from the last {self.decoder_alone:g}: codes must be laid before that, so take "
+                             "fewer warm images or a smaller share")
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,8 @@ PRESETS = {
         "paper",
         VQVAERecipe("released", 256, 512, images=4_000_000, batch=64, learning_rate=4e-4, commitment=2.0,
                     reconstruction=1.0, warm_images=100_000),
-        MAGERecipe(512, samples=2_000_000, batch=32, learning_rate=5e-5, dropout=0.1, evaluate_every=100_000)),
+        MAGERecipe(512, samples=2_000_000, batch=32, learning_rate=5e-5, dropout=0.1, weight_decay=0.0,
+                   evaluate_every=100_000)),
 }
 
 

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -284,14 +285,15 @@ def take_up(folder: Path, source: Path) -> list[str]:
                 raise ValueError(f"the checksum of {name} is wrong")
             content += (source / PurePosixPath(name).name).read_bytes()
         entries = {name: Progress(**found) for name, found in told["entries"].items()}
+        ranks = {name: entry.rank for name, entry in entries.items()}
         archive = tarfile.open(fileobj=io.BytesIO(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
         raise QueueError(f"{source.name} is not a whole export ({error}): copy queue.json and every part that it names "
                          "once more") from error
     taken = []
     with locked(folder), archive:
-        for name, found in entries.items():
-            if name not in DATASETS or _rank(folder / name) >= found.rank:
+        for name in entries:
+            if name not in DATASETS or _rank(folder / name) >= ranks[name]:
                 continue
             for file in (*CHECKPOINTS, *SMALL, *RESULT, "evaluation.npz"):   # nothing of the old beside the new
                 (folder / name / file).unlink(missing_ok=True)
@@ -372,6 +374,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         parser.error("the queue is one process: several GPUs train with accelerate launch -m mage_core.training")
+    for name in ("folder", "export", "source"):   # a shell leaves the ~ of --export=~/there
+        setattr(given, name, getattr(given, name) and getattr(given, name).expanduser())
+    if math.isnan(given.minutes):
+        parser.error("--minutes is nan: give a number of minutes")
     folder, names = given.folder or cache_folder() / "queue", given.datasets.split(",")
     if unknown := [name for name in names if name not in DATASETS]:
         parser.error(f"unknown entry {unknown[0]!r}: choose from {', '.join(DATASETS)}")

@@ -40,7 +40,7 @@ def results_table(folder: Path | None = None) -> str:
     notes = []
     for name, (title, ssim, vqvae, mage) in PAPER.items():
         path = folder / f"{name}.json"
-        card = json.loads(path.read_text()) if path.exists() else {}
+        card = {"dataset": name} | json.loads(path.read_text()) if path.exists() else {}
         rows = {row["name"]: row for row in card.get("results", [])}
         cells = ["–"] * 6
         if rows:
@@ -69,6 +69,7 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
     runs = [card]
     while runs[-1].get("start"):
         runs.append(runs[-1]["start"])
+    firsts = [run["first_stage"] for run in runs if "first_stage" in run]   # VQ-VAEs that were taken as they were
     spent = [sum(run["seconds"].values()) / 60 for run in runs]
     gpus = [_gpu(run.get("machine", "")) for run in runs]
     made = f"commit {card['commit']}, " if card.get("commit") else ""
@@ -79,11 +80,16 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
     if not gpus[0] and any(gpus):
         on_gpu = sum(minutes for minutes, gpu in zip(spent, gpus) if gpu)
         note += f", {on_gpu:.0f} of the others on {next(filter(None, gpus))}"
-    pairs = max(run.get("pairs", 0) for run in runs)   # each run's pairs are the first of the same ones
-    if pairs > papers:
-        note += f", on {pairs:,} training pairs (the paper has {papers:,})"
-    if "first_stage" in card:
-        note += f", with the VQ-VAE of earlier weights ({card['first_stage']['dataset']})"
+    seen: set[int] = set()
+    for run in runs:
+        if run.get("dataset") in (None, card["dataset"]):
+            seen.update(_pairs(run, papers))
+    if len(seen) > papers:
+        note += f", on {len(seen):,} training pairs (the paper has {papers:,})"
+    for first in firsts:
+        note += f", with the VQ-VAE of earlier weights ({first['dataset']}"
+        took = first.get("seconds", {}).get("vqvae")
+        note += f", {took / 60:.1f} minutes more)" if took else ")"
     if "remark" in card:
         note += f", {card['remark']}"
     if "speed" in card:
@@ -92,6 +98,13 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
         low, high = ours["motion_accuracy_interval"]
         note += f". Motion accuracy {low:.3f} to {high:.3f} (95 %), chance level {ours['chance']:.3f}"
     return note + "."
+
+
+def _pairs(run: dict, papers: int) -> range:
+    """Which training pairs a run was on; of older cards the command tells it, or else they are the paper's."""
+    told = {name: int(value) for name, value in re.findall(r"--set (first_pair|pairs)=(\d+)", run.get("command", ""))}
+    first = run.get("first_pair", told.get("first_pair", 0))
+    return range(first, run.get("pairs", first + told["pairs"] if "pairs" in told else papers))
 
 
 def _gpu(machine: str) -> str:

@@ -412,6 +412,8 @@ def frames_until_still(frames: Tensor | np.ndarray, tolerance: float = 0.05) -> 
         raise ValueError(f"frames of shape {tuple(values.shape)}: expected clips (b t ...); "
                          "add the b of a single clip with frames[None]")
     values = values.reshape(*values.shape[:2], -1)
+    if not torch.isfinite(values).all():
+        raise ValueError("the frames have values that are not finite: check what made them")
     if values.is_floating_point():
         moved = ((values[:, 1:] - values[:, :-1]).abs() > tolerance).any(dim=-1)
     else:

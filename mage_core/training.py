@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import os
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ from mage_core.batches import Clips, DeviceFrames, training_batch
 from mage_core.cater import CaterGen
 from mage_core.clips import available, encode_frames, frame_pool, load_dataset, token_clips, watched
 from mage_core.evaluation import evaluate_all
-from mage_core.files import cache_folder, data_folder
+from mage_core.files import cache_folder, data_folder, write_whole
 from mage_core.generate import generate_videos
 from mage_core.loop import Stage, fit, optimisers, read_curve, seed_of
 from mage_core.machine import autocast, relaunch_with_fast_allocator, tf32
@@ -56,7 +57,9 @@ from mage_core.vqvae import VQVAE, Codebook
 
 PREPARE_SECONDS = 75.0    # on a GPU, tokens and compilation before the first step: with less left, MAGE is for later
 # what a card tells of the weights that its training began with
-START = ("dataset", "preset", "command", "commit", "machine", "seconds", "pairs", "curves", "sha256", "start")
+START = ("dataset", "preset", "command", "commit", "machine", "seconds", "pairs", "first_pair", "curves", "sha256",
+         "start", "first_stage")
+CODES_FROM = 65_536       # features of which codes are laid after warm images, drawn from those of 3,000
 DEVICE_FRAMES = 200_000   # drawn once for a GPU: of 64 x 64 they take 0.8 GB there
 
 
@@ -81,11 +84,13 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     if machine.waits(device):
         count = min(recipe.images, recipe.pool or DEVICE_FRAMES)
         frames = DeviceFrames(frames, count, device, seed, progress=progress and team.main)
-    part = team.part(recipe.batch)
+    # batch normalisation asks for whole batches: then each process sees them, and all do the same
+    whole = any(isinstance(module, nn.BatchNorm2d) for module in vqvae.modules())
+    part = slice(None) if whole else team.part(recipe.batch)
     warm_steps = math.ceil(recipe.warm_images / recipe.batch)
     if recipe.background:
         vqvae.background.copy_(frames.background)
-    if not (folder / "vqvae.pt").exists() and not warm_steps:
+    if not (folder / "vqvae.pt").exists() and (not warm_steps or recipe.shape == "patch"):
         vqvae.initialise(frames.batch(-1, min(3_000, 12 * recipe.codebook_size)).to(device), seed)
     team.copy(vqvae.state_dict().values())
     groups, codes = vqvae.config.groups, vqvae.config.codebook_size
@@ -99,20 +104,21 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         if number >= alone_from:   # codes and encoder stay: training disturbs what k-means finds
-            vqvae.encoder.requires_grad_(False)
+            vqvae.encoder.requires_grad_(False).eval()   # nor do the statistics of its normalisations move
             if number == alone_from:
                 with autocast(device):   # as the decoder will get them
                     vqvae.lay_codes((frames.batch(-3 - k, 512).to(device) for k in range(frames_for_codes // 512)),
                                     seed)
                 team.copy(vqvae.state_dict().values())
         if warm_steps and number == warm_steps:
-            vqvae.initialise(frames.batch(-1, 3_000).to(device), seed)
+            with autocast(device):   # the codes alone: what the networks have learned stays
+                vqvae.lay_codes((images.to(device) for images in frames.batch(-1, 3_000).split(64)), seed, CODES_FROM)
             team.copy(vqvae.state_dict().values())
             for codebook in codebooks:
                 codebook.restart(vqvae)
         crop = recipe.crop and recipe.crop * vqvae.config.down
-        images, behind = (whole[part].to(device, memory_format=torch.channels_last)
-                          for whole in frames.cut(number, recipe.batch, crop, vqvae.config.down))
+        images, behind = (all_of[part].to(device, memory_format=torch.channels_last)
+                          for all_of in frames.cut(number, recipe.batch, crop, vqvae.config.down))
         with autocast(device):
             out = vqvae(images, quantise=number >= warm_steps, background=behind)
         kept.update(features=out.features, token_ids=out.token_ids, number=number)
@@ -124,8 +130,10 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     def after() -> None:
         if kept["features"] is None or kept["number"] >= alone_from:
             return
-        features = team.gather(kept["features"])   # of the whole batch, and so the same in every process
-        chosen = split_ids(team.gather(kept["token_ids"].flatten()), codes, groups)
+        features, ids = kept["features"], kept["token_ids"].flatten()
+        if not whole:   # of the whole batch, and so the same in every process
+            features, ids = team.gather(features), team.gather(ids)
+        chosen = split_ids(ids, codes, groups)
         for group, codebook in enumerate(codebooks):
             codebook.update(vqvae, features, chosen[:, group])
             team.copy([codebook.count, codebook.total, vqvae.codebook])   # a GPU sums in any order
@@ -137,6 +145,7 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
                   optimisers(vqvae, recipe.learning_rate), step, after, watch, max(recipe.batch, recipe.images // 20),
                   seed, _recipe(recipe, dataset, seed, chosen.pairs))
     done = fit(stage, folder, until=until, progress=progress, team=team)
+    team.copy(vqvae.state_dict().values())   # to the bit, for the names of caches
     return vqvae.eval(), done
 
 
@@ -209,14 +218,14 @@ def vqvae_quality(vqvae: VQVAE, images: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200) -> dict[str, float]:
-    """How still the tokens of still regions are, over the clips of `count` pairs at their own speeds.
+def token_stillness(vqvae: VQVAE, dataset, split: str = "test", count: int = 200, seed: int = 0) -> dict[str, float]:
+    """How still the tokens of still regions are, over the clips of `count` pairs of a seed at their own speeds.
 
     `changed_where_still`: of the tokens whose own patch of pixels equals the one in the frame before, the share that
     changed all the same; `changed`: of all tokens, the share that changed; `moved`: of all patches, the share with a
     pixel that changed; `codes`: how many codes were used.
     """
-    batch = metrics.evaluation_batch(dataset, split, range(count))
+    batch = metrics.evaluation_batch(dataset, split, range(count), seed)
     frames = rearrange((batch.truth * 255).round().to(torch.uint8), "b t c h w -> b t h w c").numpy()
     ids = torch.from_numpy(encode_frames(vqvae.eval(), frames, next(vqvae.parameters()).device).astype(np.int64))
     down = vqvae.config.down
@@ -292,7 +301,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         as_they_were(mage.generator.layers)
         if done and team.main and machine.waits(device):
             with buffers_kept(mage):
-                _write_speed(folder, recipe.batch, lambda: loss_of(mage, mage.guess, 0), device)
+                _write_speed(folder, recipe.batch // team.count, lambda: loss_of(mage, mage.guess, steps), device)
             mage.zero_grad(set_to_none=True)
     return mage.eval(), done
 
@@ -405,7 +414,8 @@ def fastest_kernel(mage: MAGE, batch: int) -> str | None:
 
 
 def _write_speed(folder: Path, batch: int, loss: Callable[[], Tensor], device: torch.device) -> None:
-    """What share of the GPU's measured matrix rate training reached: printed, and kept in `speed.json`."""
+    """What share of the GPU's measured matrix rate training reached: printed, and kept in `speed.json`. `loss` is that
+    of the `batch` samples that this process sees of a step."""
     rate = float(np.median([line["rate"] for line in read_curve(folder / "mage.jsonl") if "rate" in line] or [0.0]))
     try:
         with FlopCounterMode(display=False) as counter:
@@ -420,7 +430,18 @@ def _write_speed(folder: Path, batch: int, loss: Callable[[], Tensor], device: t
     print(f"{rate:,.0f} samples/s x {told['tflop_per_sample']:.4f} TFLOP = {told['tflops']:.0f} TFLOP/s, "
           f"{told['share']:.1%} of the {told['matmul_tflops']:.0f} TFLOP/s of a bf16 product of 8192 x 8192",
           flush=True)
-    (folder / "speed.json").write_text(json.dumps(told) + "\n")
+    write_whole(folder / "speed.json", lambda temporary: temporary.write_text(json.dumps(told) + "\n"))
+
+
+def _read_speed(folder: Path) -> dict[str, float] | None:
+    """What `_write_speed` kept; None where there is nothing, or nothing whole."""
+    try:
+        return json.loads((folder / "speed.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        print(f"speed.json is damaged ({error}): the card will not tell how fast training was", flush=True)
+        return None
 
 
 def generator(vqvae: VQVAE, mage: MAGE) -> metrics.FromBatch:
@@ -470,13 +491,14 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     trained from nothing. `command` is what the card says that made them. Processes that Accelerate started
     (`processes`) share the work, and all get the result.
     """
+    seed = operator.index(seed)   # numpy's numbers read otherwise, and would seed otherwise
     team = processes(device) if team is None else team
     device = team.device or torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or run_folder(dataset, chosen, seed)
     folder.mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
-    if chosen.mage.unet and team.count > 1:
+    if chosen.mage.advection and chosen.mage.unet and team.count > 1:
         raise ValueError(f"mage.unet is {chosen.mage.unet}, and {team.count} processes share the work: its batch "
                          "normalisation asks for whole batches, so train in one process, or without (--set "
                          "mage.unet=0)")
@@ -519,15 +541,15 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
         stages = ("vqvae", "mage") if given is None or new_tokens else ("mage",)   # of those that lie there, this run's
         curves = {stage: curve for stage in stages if (curve := read_curve(folder / f"{stage}.jsonl"))}
         about = {**dataset.about, "preset": chosen.name, "seed": seed,
-                 "recipe": dataclasses.asdict(chosen), "pairs": pairs.stop,
+                 "recipe": dataclasses.asdict(chosen), "first_pair": pairs.start, "pairs": pairs.stop,
                  "command": command or "mage_core.training.train",
                  "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
                  "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
         for name, source in (("start", start), ("first_stage", first_stage)):
             if source is not None:
                 about[name] = {key: source.card[key] for key in START if key in source.card}
-        if (speed := folder / "speed.json").exists():
-            about["speed"] = json.loads(speed.read_text())
+        if (speed := _read_speed(folder)) is not None:
+            about["speed"] = speed
         if not _is_of(path, about, *dataset.about, "seed", "recipe", "curves"):   # who trained nothing changes nothing
             weights.save(path, vqvae, mage, about, precision=chosen.precision)
     team.wait()
@@ -582,15 +604,15 @@ def commit() -> str | None:
     return asked[0].splitlines()[-1][:12] + ("+" if asked[1] else "")
 
 
-def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", progress: bool = True,
-            keep: Path | None = None, until: float | None = None,
+def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", seed: int = 0,
+            progress: bool = True, keep: Path | None = None, until: float | None = None,
             device: torch.device | str | None = None) -> list[metrics.Row] | None:
     """The table of supplement B for one model: MAGE, the first frame repeated,
     the VQ-VAE's reconstruction, the ceiling.
 
-    The first n samples of a split, by default all; of a folder no more than it has. The ceiling is known for what
-    the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran out. Runs on a
-    GPU where there is one.
+    The first n samples of a split drawn with `seed`, by default all; of a folder no more than it has. The ceiling is
+    known for what the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran
+    out. Runs on a GPU where there is one.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset, vqvae, mage = trained.dataset, trained.vqvae.to(device), trained.mage.to(device)
@@ -600,7 +622,7 @@ def results(trained: weights.Trained, n: int | None = None, *, split: str = "tes
         rows["perfect predictor"] = metrics.perfect_predictor()
     with tf32(False):
         return evaluate_all(rows, dataset, split, available(dataset, split, n),
-                            batch_size=250 if device.type == "cuda" else 50, keep=keep, until=until,
+                            seed=seed, batch_size=250 if device.type == "cuda" else 50, keep=keep, until=until,
                             key=f"{fingerprint(vqvae)} {fingerprint(mage)}", progress=progress)
 
 
@@ -663,6 +685,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", action="store_true", help="with --start: train the preset's own VQ-VAE, and "
                         "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
+    given.run = given.run and given.run.expanduser()
+    if given.minutes is not None and math.isnan(given.minutes):
+        parser.error("--minutes is nan: give a number of minutes, or leave it out")
     if given.minutes is not None and torch.cuda.is_available() and 60 * given.minutes <= PREPARE_SECONDS:
         parser.error(f"--minutes is {given.minutes:g}: on a GPU the second stage needs {PREPARE_SECONDS:g} seconds "
                      "before its first step; give it more")

@@ -317,17 +317,21 @@ class VQVAE(nn.Module):
             self.encoder.project.weight.copy_(axes.T[:, :, None, None])
             self.decoder.project.weight.copy_(axes[:, :, None, None])
             self.decoder.project.bias.copy_(mean - axes @ (axes.T @ mean))
-        self._lay(self.features(images), seed, least)
+        few = images.split(64) if self.config.shape == "released" else [images]   # one of 128 x 128 takes 50 MiB there
+        self._lay(torch.cat([self.features(part) for part in few]), seed, least)
 
     @torch.no_grad()
-    def lay_codes(self, images: Iterable[Tensor], seed: int = 0) -> None:
+    def lay_codes(self, images: Iterable[Tensor], seed: int = 0, most: int | None = None) -> None:
         """The codebook becomes the k-means centres of the encoder's features of all images, batches (b c H W) in
-        [0, 1].
+        [0, 1], or of `most` of these features; features as they are in evaluation.
 
         ValueError for fewer features than codes.
         """
-        self._lay(torch.cat([self.features(self.to_network(batch)).float() for batch in images]), seed,
-                  FAINT if self.config.background else 1e-3, most=None)
+        training = self.encoder.training
+        self.encoder.eval()
+        features = torch.cat([self.features(self.to_network(batch)).float() for batch in images])
+        self.encoder.train(training)
+        self._lay(features, seed, FAINT if self.config.background else 1e-3, most=most)
 
     def _lay(self, features: Tensor, seed: int, least: float, **limit: int | None) -> None:
         vectors = rearrange(features, "b e h w -> (b h w) e").float()

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mage_core.files import data_folder, sha256, write_whole
+from mage_core.files import check_place, data_folder, sha256, write_whole
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.vqvae import VQVAE, VQVAEConfig
 
@@ -101,6 +101,11 @@ def to_released(vqvae: VQVAE, mage: MAGE) -> dict[str, Tensor]:
 
     ValueError for a model with parts that the released code lacks.
     """
+    for option, value in (("hidden_token", mage.config.hidden_token), ("groups", mage.config.groups > 1),
+                          ("still", mage.config.still), ("autoregressive=False", not mage.config.autoregressive)):
+        if value:   # a row more, and no name more: or none at all
+            raise ValueError(f"this MAGE has the option {option}, which the released code lacks: only models without "
+                             "options of our own can be written under the released names")
     first, second = vqvae.state_dict(), mage.state_dict()
     return ({FIRST_STAGE + theirs: first[ours] for ours, theirs in released_names(vqvae).items()}
             | {theirs: second[ours] for ours, theirs in released_names(mage).items()})
@@ -166,11 +171,14 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
     `precision` "half" keeps weights in fp16, but for the VQ-VAE's encoder, background and codebook, on which every
     token depends, and the codes' pixels; "int8" keeps MAGE's matrices besides as whole numbers of -127 to 127 with a
     scale for each row; "full" keeps all weights as they are. The card holds `about`, both configurations, the precision
-    and the file's SHA-256. ValueError for another precision.
+    and the file's SHA-256. ValueError for another precision, for another ending than .safetensors, and for a place that
+    cannot be written.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    path = Path(path)
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{str(path)!r} does not end in .safetensors, as names of weights do: name them so")
+    path = check_place(path)
     tensors = {}
     for stage, model in (("vqvae", vqvae), ("mage", mage)):
         for name, tensor in model.state_dict().items():
@@ -210,7 +218,7 @@ def load(name: str | Path) -> Trained:
     CheckpointError where there are none of that name, where the file is damaged (its SHA-256 differs from its card's),
     or where it is not one of ours (`load_released` reads the authors').
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix != ".safetensors":
         path = data_folder() / "weights" / f"{name}.safetensors"
         if not path.is_file():
@@ -231,7 +239,7 @@ def load(name: str | Path) -> Trained:
         for stage, model in models.items():
             model.load_state_dict({key.removeprefix(f"{stage}."): tensor for key, tensor in tensors.items()
                                    if key.startswith(f"{stage}.")})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train "
                               "one with python -m mage_core.training; the authors' checkpoints load with "
                               "weights.load_released") from error
@@ -257,7 +265,7 @@ def _read_card(path: Path) -> dict:
         return card
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.with_suffix('.json')} is not a card ({error}): take it from the repository "
                               "again") from error
 

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mage_core import clips, loop, presets, training
+from mage_core import clips, display, loop, presets, training
 from mage_core.cater import CaterGen, folders, scene
 
 pytest.importorskip("av", reason="videos need PyAV, the extra `video`")
@@ -432,3 +433,19 @@ def test_a_call_that_cannot_be_met_leaves_nothing(tmp_path):
     (tmp_path / "new" / "made_by.json").write_text('{"dataset": "cat')
     with pytest.raises(ValueError, match="made_by.json is damaged .* choose another folder"):
         folders.write_folder("cater-gen-v1", tmp_path / "new", seed=1, **made)
+
+
+def test_a_video_is_turned_as_players_turn_it(tmp_path):
+    """A phone notes how it was held in the track's header: a matrix, here of a quarter turn clockwise."""
+    video = torch.zeros(30, 3, 128, 128)
+    for t in range(30):
+        video[t, :, 56:72, 4 * t:4 * t + 12] = 1   # moves to the right as it is stored
+    content = bytearray(display.mp4_bytes(video, fps=24))
+    header = content.find(b"tkhd")
+    matrix = header + 8 + (20 if content[header + 4] == 0 else 32) + 16
+    turned = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 128 << 16, 0, 0x40000000)
+    content[matrix:matrix + 36] = turned
+    (tmp_path / "turned.mp4").write_bytes(content)
+    frames = list(folders.read_video(tmp_path / "turned.mp4"))
+    rows, columns = zip(*(np.argwhere(frame[..., 0] > 128).mean(0) for frame in (frames[0], frames[-1])))
+    assert rows[1] > rows[0] + 90 and abs(columns[1] - columns[0]) < 2, "it moves down"

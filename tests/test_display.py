@@ -334,3 +334,25 @@ def test_the_readme_shows_what_the_command_draws():
     worlds = {f"{name}.gif" for name in (*moving_mnist.DATASETS, *cater.DATASETS)}
     assert worlds <= shown <= worlds | {f"mage-{name}.gif" for name in weights.names()}
     assert all((data_folder() / "pictures" / name).exists() for name in shown)
+
+
+def test_help_and_wrong_options_draw_no_pictures(monkeypatch):
+    monkeypatch.setattr(display, "readme_pictures", lambda folder: pytest.fail("drawn"))
+    for words, code in ((["--help"], 0), (["--dry-run"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            display.main(words)
+        assert ended.value.code == code
+
+
+def test_a_panel_takes_8_bit_images_and_any_speed_and_says_what_seeds_it_has():
+    given = []
+    image = torch.randint(256, (1, 16, 16), dtype=torch.uint8)
+
+    def generate(image, *others):
+        given.append((image, *others))
+        return torch.zeros(2, 1, 16, 16)
+
+    display.player(generate, image, "go", speed=0.995).play()
+    assert torch.equal(given[0][0], image / 255) and given[0][1:] == ("go", 0.995, 0)
+    with pytest.raises(ValueError, match="seed is -3: the panel takes whole numbers from 0 to 2147483647"):
+        display.player(generate, image, "go", seed=-3)

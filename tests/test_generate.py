@@ -399,3 +399,31 @@ def test_colour_images_are_read_in_colour(tmp_path):
         torch.testing.assert_close(read_image(image, 8, 3), expected, atol=1e-7, rtol=0)
     grey = read_image(Image.fromarray(pixels[..., 0]), 8, 3)
     assert torch.equal(grey, expected[:1].expand(3, -1, -1))
+
+
+def test_a_photo_is_turned_as_viewers_turn_it(tmp_path):
+    shown = Image.fromarray(np.random.default_rng(0).integers(256, size=(64, 64), dtype=np.uint8))
+    about = Image.Exif()
+    about[0x0112] = 6   # the camera was held upright
+    shown.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=about)
+    assert torch.equal(read_image(tmp_path / "photo.png", 64, 1), read_image(shown, 64, 1))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"speeds": [7.0, 0.5]}, "speed"), ({"speeds": [math.nan, 0.5]}, "speed"),
+    ({"images": 255 * torch.rand(2, 1, 64, 64)}, "images has values from .* divide by 255"),
+    ({"images": torch.zeros(2, 1, 64, 64, dtype=torch.uint8)}, "images are torch.uint8"),
+    ({"images": torch.full((2, 1, 64, 64), math.nan)}, "images has values that are not finite"),
+    ({"images": torch.rand(3, 1, 64, 64)}, "3 images, 2 sentences and 2 speeds"),
+    ({"images": torch.rand(0, 1, 64, 64), "sentences": [], "speeds": []}, "at least one")])
+def test_a_batch_is_checked_as_one_image_is(trained, change, message):
+    given = {"images": torch.rand(2, 1, 64, 64), "sentences": ["the digit 7 is moving up then down ."] * 2,
+             "speeds": [0.3, 0.5]} | change
+    with pytest.raises(ValueError, match=message):
+        generate_videos(trained.vqvae, trained.mage, trained.dataset, **given)
+
+
+@pytest.mark.parametrize("seed", [-1, 2 ** 63, 1.5, math.nan, "a", None])
+def test_a_seed_is_a_whole_number_that_fits(trained, seed):
+    with pytest.raises(ValueError, match="seed is .*whole number from 0 to"):
+        generate(Image.new("L", (64, 64)), "the digit 7 is moving up then down .", 0.5, weights=trained, seed=seed)

@@ -396,8 +396,15 @@ def test_an_evaluation_is_kept_whole_and_never_taken_for_another(single, tmp_pat
         row, = evaluate_all(*other, **options)
         assert len(seen) == 1 and (row.name, row.dataset, row.split, row.n) == (*other[0], other[1].name, *other[2:])
         first, = evaluate_all(*question, **options)
+    seen.clear()
+    evaluate_all(*question, seed=5, **options)
+    assert seen == [training.metrics.evaluation_batch(single, "test", range(3), 5).seeds], "those of another seed"
     with pytest.raises(ValueError, match="at least 1"):
         evaluate_all(*question[:3], 0, **options)
+    evaluate_all(*question, keep=tmp_path / "kept", progress=False)   # a name without an ending
+    seen.clear()
+    evaluate_all(*question, keep=tmp_path / "kept", progress=False)
+    assert not seen and {path.name for path in tmp_path.iterdir()} == {"evaluation.npz", "kept"}
 
 
 def test_a_killed_evaluation_keeps_its_batches_where_no_motion_is_judged_too(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mage_core import captions, metrics, semantics
 from mage_core.cater import scene
 from mage_core.cater.scene import CaterGen
+from mage_core.clips import load_dataset
 from mage_core.moving_mnist import DATASETS, MovingMNIST, track
 
 SINGLE = MovingMNIST("single-mnist")
@@ -333,3 +334,24 @@ def test_videos_of_8_bit_frames():
     video = metrics.to_video(frames)
     assert video.shape == (2, 3, 3, 4, 5) and (video[1, 2, 0] * 255 == torch.from_numpy(frames[1, 2, ..., 0])).all()
     assert metrics.to_video(frames[..., 0]).shape == (2, 3, 1, 4, 5)
+
+
+def test_truth_is_checked_as_what_is_generated_is():
+    video = torch.rand(2, 3, 1, 16, 16)
+    for wrong, message in ((255 * video, "truth has values from .* divide by 255"), (video * math.nan, "not finite")):
+        for score in (metrics.evaluate_videos, metrics.frame_psnr, metrics.clip_psnr, metrics.frame_ssim):
+            with pytest.raises(ValueError, match=message):
+                score(video, wrong)
+
+
+def test_a_generator_that_works_in_place_spoils_nothing():
+    batch = metrics.evaluation_batch(load_dataset("single-mnist"), "test", range(2))
+    truth = batch.truth.clone()
+    metrics.evaluate_batch(lambda image, *others: image.zero_()[None].repeat(10, 1, 1, 1), batch)
+    assert torch.equal(batch.truth, truth)
+
+
+def test_an_unknown_split_is_told():
+    single = load_dataset("single-mnist")
+    with pytest.raises(ValueError, match="unknown split 'validation': single-mnist has train, test"):
+        metrics.evaluate(metrics.first_frame_repeated(), single, "validation")

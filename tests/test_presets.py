@@ -243,3 +243,9 @@ def test_values_that_no_training_can_use_are_told_with_the_rule(change, rule):
     name, value = change.split("=")
     with pytest.raises(ValueError, match=rf"{name} is {value}: it must be {rule}"):
         changed(PRESETS["smoke"], [change])
+
+
+def test_codes_are_laid_before_the_decoder_learns_alone():
+    with pytest.raises(ValueError, match="vqvae.warm_images is 200, and of 320 images the decoder learns alone"):
+        changed(PRESETS["smoke"], ["vqvae.warm_images=200", "vqvae.decoder_alone=0.5"])
+    changed(PRESETS["smoke"], ["vqvae.warm_images=160", "vqvae.decoder_alone=0.5"])

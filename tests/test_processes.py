@@ -26,18 +26,23 @@ for module in (training, batches):
     module.autocast = lambda device: torch.autocast("cpu", enabled=False)
 chosen = changed(PRESETS["smoke"], [
     "pairs=6", "watch_clips=1", "vqvae.images=48", "vqvae.codebook_size=16", "mage.samples=24", "mage.width=32",
-    "mage.muon=0.0", "mage.own_frames=0.9"])
-team = processes("cpu")
+    "mage.muon=0.0", "mage.own_frames=0.9", *sys.argv[2:]])
+team, made, train_mage = processes("cpu"), [], training.train_mage
+training.train_mage = lambda chosen, dataset, vqvae, *a, **k: made.append(vqvae) or train_mage(chosen, dataset, vqvae,
+                                                                                              *a, **k)
 trained = training.train(load_dataset("single-mnist"), chosen, folder=Path(sys.argv[1]), device="cpu", progress=False,
                          team=team)
-said = f"{team.index} {team.count} {training.fingerprint(trained.mage)}"
+said = f"{team.index} {team.count} {training.fingerprint(trained.mage)} {training.token_key(made[0])}"
 (Path(sys.argv[1]) / f"said-{team.index}").write_text(said)
 """
 
 
-@pytest.fixture(scope="module")
-def runs(repository, tmp_path_factory):
-    """The same training by one process and by two: their folders, and what each process said."""
+@pytest.fixture(scope="module", params=["patch", "released"])
+def runs(request, repository, tmp_path_factory):
+    """The same training by one process and by two, with and without batch normalisation: their folders, and what each
+    process said."""
+    options = ["vqvae.shape=released", "mage.advection=0", "mage.more_anchors=0", "mage.trust=1.0"]
+    options = options if request.param == "released" else []
     top = tmp_path_factory.mktemp("processes")
     program = top / "program.py"
     program.write_text(PROGRAM)
@@ -48,8 +53,8 @@ def runs(repository, tmp_path_factory):
     found = {}
     for name, words in (("one", []), ("two", launch)):
         (top / name).mkdir()
-        ended = subprocess.run([sys.executable, *words, str(program), str(top / name)], cwd=repository, env=environment,
-                               capture_output=True, text=True, timeout=600)
+        ended = subprocess.run([sys.executable, *words, str(program), str(top / name), *options], cwd=repository,
+                               env=environment, capture_output=True, text=True, timeout=600)
         assert ended.returncode == 0, ended.stderr[-3000:]
         found[name] = top / name, [path.read_text() for path in sorted((top / name).glob("said-*"))]
     return found
@@ -62,7 +67,7 @@ def state(runs, name, stage):
 def test_two_processes_ran_and_hold_the_same_weights(runs):
     (alone,), (first, second) = runs["one"][1], runs["two"][1]
     assert alone.startswith("0 1 ") and first.startswith("0 2 ") and second.startswith("1 2 ")
-    assert first.split()[2] == second.split()[2]
+    assert first.split()[2:] == second.split()[2:], "and the same tokens"
     cards = [json.loads((folder / "weights.json").read_text()) for folder, _ in runs.values()]
     assert [card["processes"] for card in cards] == [1, 2]
     assert [len(card["curves"]["mage"]) for card in cards][0] == len(cards[1]["curves"]["mage"])

@@ -62,6 +62,9 @@ def test_options_of_our_own_have_no_released_name(models):
     own = MAGE(dataclasses.replace(MAGE_CONFIG, shift_attention=True))
     with pytest.raises(ValueError, match="no released name for generator.layers.1.offsets.*released"):
         to_released(models[0], own)
+    for option in ({"hidden_token": True}, {"groups": 2}, {"still": 2.0}):
+        with pytest.raises(ValueError, match=f"has the option {next(iter(option))}, which the released code lacks"):
+            to_released(models[0], MAGE(dataclasses.replace(MAGE_CONFIG, **option)))
 
 
 def test_what_shapes_cannot_tell_is_given(tensors, tmp_path):

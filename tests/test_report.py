@@ -40,6 +40,16 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     table_of_three = report.results_table(tmp_path)
     assert ("40 minutes of training in 3 runs, each on the weights of the one before, the last 20 on two cores, on "
             "12,000 training pairs") in table_of_three
+    told = {"command": "train --set pairs=3000 --set first_pair=20000", "dataset": "single-mnist"}
+    for start, pairs in ((before | {"dataset": "double-mnist"}, None), (before | {"first_pair": 10_500}, "11,500"),
+                         (before | {"first_pair": 8_000}, "12,000"), ({**before, **told, "pairs": 23_000}, "13,000"),
+                         ({"seconds": {}, **told}, "13,000"), ({"seconds": {}, "dataset": "single-mnist"}, None)):
+        (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"dataset": "single-mnist", "start": start}))
+        table_of_two = report.results_table(tmp_path)
+        assert f"on {pairs} training pairs" in table_of_two if pairs else "training pairs" not in table_of_two, start
+    earlier = {**before, "first_stage": {"dataset": "double-mnist", "seconds": {"vqvae": 90, "mage": 700}}}
+    (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"start": earlier}))
+    assert "with the VQ-VAE of earlier weights (double-mnist, 1.5 minutes more)" in report.results_table(tmp_path)
     on_gpu = {**before, "machine": "machine: Xeon, 16 cores, 12 torch threads; bf16 by AMX; GPU NVIDIA H200; Python 3"}
     cpu = "machine: AMD EPYC, 1 core, 1 torch thread; no fast bf16; no GPU; Python 3.11"
     card_of_three = card | {"machine": cpu, "start": {**before, "start": on_gpu}}

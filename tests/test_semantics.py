@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -384,3 +385,8 @@ def test_the_first_500_of_v2_are_judged_and_all_of_v1():
             for k in (499, 500)] == [True, False]
     assert semantics.judged(CATER["cater-gen-v1"], cater_sample("cater-gen-v1", 1_499))
     assert semantics.judged(MovingMNIST("single-mnist"), single(0.5, "up then down"))
+
+
+def test_frames_that_are_no_numbers_are_not_still():
+    with pytest.raises(ValueError, match="not finite"):
+        frames_until_still(torch.full((1, 4, 1, 8, 8), math.nan))

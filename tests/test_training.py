@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mage_core import batches, loop, training, weights
+from mage_core import batches, loop, metrics, presets, training, weights
 from mage_core.batches import Clips, balanced, corrupted, guessed, training_batch
 from mage_core.clips import TokenClips, frame_indices, load_dataset, text_ids, token_clips
 from mage_core.files import write_whole
@@ -29,7 +29,7 @@ from mage_core.presets import PRESETS, changed
 from mage_core.processes import Alone
 from mage_core.training import (FrameSource, fingerprint, token_key, token_stillness, train_mage, train_vqvae,
                                 vqvae_quality)
-from mage_core.vqvae import VQVAE
+from mage_core.vqvae import VQVAE, VQVAEConfig
 
 SMOKE = PRESETS["smoke"]
 # every source of randomness is on: dropout, hidden tokens, own guesses, left-out frames, chosen targets
@@ -538,6 +538,43 @@ def test_in_the_last_share_of_images_the_decoder_trains_alone_on_codes_laid_anew
         assert changes == [step < still_from for step in range(1, 10)], name
 
 
+@pytest.mark.parametrize("shape", ["patch", "released"])
+def test_after_warm_images_codes_are_laid_and_nothing_else_changes(single, tmp_path, monkeypatch, shape):
+    recipe = dataclasses.replace(WARM.vqvae, shape=shape, images=64, batch=16, warm_images=32, codebook_size=32)
+    changed_then, lay_codes = [], VQVAE.lay_codes
+
+    def laying(vqvae, *given):
+        before = {name: tensor.clone() for name, tensor in vqvae.state_dict().items()}
+        lay_codes(vqvae, *given)
+        changed_then.append([name for name, now in vqvae.state_dict().items() if not torch.equal(now, before[name])])
+
+    monkeypatch.setattr(VQVAE, "lay_codes", laying)
+    monkeypatch.setattr(training, "vqvae_quality", cheap_look)
+    train_vqvae(dataclasses.replace(WARM, vqvae=recipe), single, tmp_path, progress=False)
+    assert changed_then == [["codebook"]]
+
+
+def test_the_released_encoder_is_as_it_was_while_the_decoder_learns_alone(single, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(WARM.vqvae, images=64, batch=16, warm_images=16, codebook_size=32, decoder_alone=0.5)
+    seen, lay_codes = [], VQVAE.lay_codes
+    monkeypatch.setattr(VQVAE, "lay_codes", lambda self, *given: (
+        lay_codes(self, *given), seen.append({name: tensor.clone() for name, tensor in self.state_dict().items()})))
+    monkeypatch.setattr(training, "vqvae_quality", cheap_look)
+    made, _ = train_vqvae(dataclasses.replace(WARM, vqvae=recipe), single, tmp_path, progress=False)
+    moved = [name for name, then in seen[-1].items() if not torch.equal(made.state_dict()[name], then)]
+    assert len(seen) == 2 and moved and all(name.startswith("decoder.") for name in moved), moved
+
+
+@pytest.mark.parametrize("laying", ["initialise", "lay_codes"])
+def test_large_images_go_through_the_released_encoder_a_few_at_a_time(laying):
+    vqvae, sizes = VQVAE(VQVAEConfig(channels=3, width=4, codebook_size=8, down=8)), []
+    vqvae.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    images = torch.rand(130, 3, 16, 16)
+    getattr(vqvae, laying)(images if laying == "initialise" else images.split(64))
+    assert sizes == [64, 64, 2]
+    assert vqvae.encoder.training
+
+
 def test_the_released_shape_learns_too_and_its_codebook_does_not_collapse(single, images, tmp_path, monkeypatch):
     recipe = dataclasses.replace(WARM.vqvae, images=400, codebook_size=32, warm_images=160, learning_rate=4e-3)
     monkeypatch.setattr(training, "vqvae_quality", cheap_look)
@@ -551,6 +588,9 @@ def test_the_released_shape_learns_too_and_its_codebook_does_not_collapse(single
 def test_still_regions_have_still_tokens_after_smoke_training(single, smoke):
     found = token_stillness(smoke.trained.vqvae, single, count=20)
     assert found["changed_where_still"] < 0.01 and 0.05 < found["changed"] < 0.3 and found["codes"] > 30
+    others = metrics.evaluation_batch(single, "test", range(20), 3).truth
+    moved = nn.functional.max_pool2d((others[:, 1:] != others[:, :-1]).float().flatten(0, 1), 4).mean()
+    assert token_stillness(smoke.trained.vqvae, single, count=20, seed=3)["moved"] == pytest.approx(moved.item())
 
 
 @pytest.mark.parametrize("crop", [None, 20, 44, 64])
@@ -893,6 +933,9 @@ def test_a_run_stops_in_time_goes_on_and_ends_in_weights_with_a_card(single, tmp
     rows = training.results(trained, 3, progress=False)
     assert [row.name for row in rows] == ["MAGE", "first frame repeated", "VQ-VAE reconstruction", "perfect predictor"]
     assert all(row.n == 3 and math.isfinite(row.scores.psnr_frames) for row in rows)
+    repeated = metrics.evaluate(metrics.first_frame_repeated(), single, "test", 3, seed=7)
+    others = training.results(trained, 3, seed=7, progress=False)[1]
+    assert others.scores.psnr_frames == repeated.scores.psnr_frames != rows[1].scores.psnr_frames
 
 
 def test_a_run_sees_the_pairs_from_its_first_on_each_at_its_own_speeds(single, whole, tmp_path, monkeypatch):
@@ -978,12 +1021,34 @@ def test_one_part_alone_is_trained(single, smoke, tmp_path, only):
                              for trained in (more, smoke.trained)))
 
 
+def test_no_statistic_of_a_part_that_does_not_learn_moves(tmp_path):
+    """Of the U-Net, normalisation and the words' skill are buffers, which no optimiser sees."""
+    double, found = load_dataset("double-mnist"), []
+    for only in ("generator", "advection"):
+        chosen = changed(PRESETS["smoke"], ["pairs=4", "watch_clips=1", "mage.samples=4", "mage.batch=2",
+                                            "mage.width=16", "mage.masks=True", "mage.unet=8", f"mage.only={only}"])
+        vqvae = VQVAE(presets.vqvae_config(chosen.vqvae, double)).eval()
+        vqvae.initialise(FrameSource(double, 4, 0).batch(0, 64))
+        mage, _ = train_mage(chosen, double, vqvae, tmp_path / only, progress=False)
+        found.append(mage.advection.unet)
+    resting, learning = found
+    assert resting.steps == 0 < learning.steps
+    assert not resting.down_2[1].running_mean.any() and learning.down_2[1].running_mean.any()
+
+
 def test_a_first_stage_is_taken_as_it_is_and_the_second_trained_from_nothing(single, smoke, tmp_path):
     chosen = changed(PRESETS["smoke"], ["pairs=6", "watch_clips=1", "mage.samples=8", "mage.width=16"])
     made = training.train(single, chosen, first_stage=smoke.trained, folder=tmp_path, progress=False)
     assert not (tmp_path / "vqvae.pt").exists() and made.mage.config.width == 16
     assert torch.equal(made.vqvae.codebook, smoke.trained.vqvae.codebook)
     assert made.card["first_stage"]["sha256"] == smoke.trained.card["sha256"] and "start" not in made.card
+    (tmp_path / "speed.json").write_text("")   # as a machine leaves it that stopped while it was written
+    (tmp_path / "on").mkdir()
+    (tmp_path / "on/speed.json").write_text("{")
+    on = training.train(single, changed(chosen, ["first_pair=2", "pairs=3"]), start=made, folder=tmp_path / "on",
+                        progress=False)
+    assert on.card["start"]["first_stage"] == made.card["first_stage"] and "speed" not in on.card
+    assert (on.card["first_pair"], on.card["pairs"], on.card["start"]["first_pair"]) == (2, 5, 0)
     with pytest.raises(ValueError, match="a first stage alone"):
         training.train(single, chosen, start=smoke.trained, first_stage=smoke.trained, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match="64 x 64 pixels of 1 channels cannot be a start for cater-gen-v1"):

@@ -196,7 +196,8 @@ def test_foreign_files_get_the_remedy(models, tmp_path):
     save_file(weights.to_released(VQVAE(vqvae_config(PRESETS["paper"].vqvae, load_dataset("single-mnist"))),
                                   MAGE(dataclasses.replace(models[1].config, shift_attention=False, time_bias=False,
                                                            speed_frequencies=0, intervals=None,
-                                                           video_length=None, advection=0))), foreign)
+                                                           video_length=None, advection=0, hidden_token=False,
+                                                           groups=1))), foreign)
     with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a file of this project.*load_released"):
         weights.load(foreign)
     # ours, but of a model that lacks a part
@@ -236,3 +237,25 @@ def test_weights_that_ship_still_do_what_their_card_says(name):
     assert abs(found.psnr_frames - rows["VQ-VAE reconstruction"]["psnr_frames"]) < 1.5
     gain = rows["MAGE"]["psnr_frames"] - rows["first frame repeated"]["psnr_frames"]
     assert gain > 0 and made.psnr_frames > still.psnr_frames + gain / 2
+
+
+@pytest.mark.parametrize("name", ["single-mnist", "w.json", "foo", "w.pt", ""])
+def test_weights_are_saved_under_a_name_that_loads_them_or_not_at_all(models, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"does not end in \.safetensors"):
+        weights.save(name, *models, ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_saved_in_ones_own_folder(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = weights.save("~/w.safetensors", *models, ABOUT)
+    assert saved.path == tmp_path / "w.safetensors" and weights.load("~/w.safetensors").card == saved.card
+
+
+def test_a_card_that_is_a_folder_is_told(models, tmp_path):
+    weights.save(tmp_path / "w.safetensors", *models, ABOUT)
+    (tmp_path / "w.json").unlink()
+    (tmp_path / "w.json").mkdir()
+    with pytest.raises(CheckpointError, match="w.json is not a card"):
+        weights.load(tmp_path / "w.safetensors")

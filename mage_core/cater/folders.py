@@ -95,7 +95,8 @@ def read_video(path: str | Path, *, first: int = 0, end: int | None = None) -> I
                 if end is not None and number >= end:
                     return
                 if number >= first:
-                    yield frame.to_ndarray(format="rgb24")
+                    # as players turn it: a phone notes how it was held
+                    yield np.rot90(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0) // 90)
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error}): {_DAMAGED}") from error
 
