@@ -77,7 +77,8 @@ def gif_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> byt
     frames = [Image.fromarray(frame) for frame in _enlarge(frames_uint8(video), scale)]
     if frames[0].mode == "RGB":  # one palette for all frames, undithered: what stands still does not flicker
         whole = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
-        palette = whole.quantize(256, dither=Image.Dither.NONE)
+        # median cut forgets what is small: a highlight of white became yellow
+        palette = whole.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     file = io.BytesIO()
     frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:],

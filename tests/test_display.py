@@ -356,3 +356,13 @@ def test_a_panel_takes_8_bit_images_and_any_speed_and_says_what_seeds_it_has():
     assert torch.equal(given[0][0], image / 255) and given[0][1:] == ("go", 0.995, 0)
     with pytest.raises(ValueError, match="seed is -3: the panel takes whole numbers from 0 to 2147483647"):
         display.player(generate, image, "go", seed=-3)
+
+
+def test_a_small_thing_keeps_its_colour_in_a_gif():
+    ramp = torch.linspace(0.2, 0.8, 64)
+    video = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.full((64, 64), 0.4)])
+    video = video.repeat(2, 1, 1, 1)
+    video[:, :, 30:32, 30:32] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    with Image.open(io.BytesIO(display.gif_bytes(video))) as file:
+        shown = np.asarray(file.convert("RGB")).astype(int)
+    assert abs(shown - display.frames_uint8(video)[0]).max() <= 24
