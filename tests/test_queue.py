@@ -109,8 +109,11 @@ def test_an_export_with_a_damaged_or_missing_part_is_refused(finished, tmp_path)
     part.unlink()
     with pytest.raises(queue.QueueError, match="every part"):
         queue.take_up(tmp_path / "there", tmp_path / "export")
-    for told in ("[]", '{"parts": {}, "entries": {"single-mnist": {"state": "somewhere"}}}'):
-        (tmp_path / "export" / "queue.json").write_text(told)
+    queue.export(finished, tmp_path / "export")
+    told = json.loads((tmp_path / "export" / "queue.json").read_text())
+    told["entries"]["single-mnist"]["state"] = "somewhere"
+    for wrong in ([], told):
+        (tmp_path / "export" / "queue.json").write_text(json.dumps(wrong))
         with pytest.raises(queue.QueueError, match="not a whole export"):
             queue.take_up(tmp_path / "there", tmp_path / "export")
     assert not (tmp_path / "there").exists()
