@@ -301,7 +301,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         as_they_were(mage.generator.layers)
         if done and team.main and machine.waits(device):
             with buffers_kept(mage):
-                _write_speed(folder, recipe.batch // team.count, lambda: loss_of(mage, mage.guess, steps), device)
+                _write_speed(folder, recipe.batch // team.count, lambda: loss_of(mage, mage.guess, 0), device)
             mage.zero_grad(set_to_none=True)
     return mage.eval(), done
 
@@ -415,7 +415,8 @@ def fastest_kernel(mage: MAGE, batch: int) -> str | None:
 
 def _write_speed(folder: Path, batch: int, loss: Callable[[], Tensor], device: torch.device) -> None:
     """What share of the GPU's measured matrix rate training reached: printed, and kept in `speed.json`. `loss` is that
-    of the `batch` samples that this process sees of a step."""
+    of the `batch` samples that this process sees of a step; of the first, which makes no guesses at frames: their work
+    is not counted."""
     rate = float(np.median([line["rate"] for line in read_curve(folder / "mage.jsonl") if "rate" in line] or [0.0]))
     try:
         with FlopCounterMode(display=False) as counter:
