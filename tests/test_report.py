@@ -40,7 +40,7 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
     table_of_three = report.results_table(tmp_path)
     assert ("40 minutes of training in 3 runs, each on the weights of the one before, the last 20 on two cores, on "
             "12,000 training pairs") in table_of_three
-    told = {"command": "train --set pairs=3000 --set first_pair=20000", "dataset": "single-mnist"}
+    told = {"command": "train --set pairs=3_000 --set first_pair=20000", "dataset": "single-mnist"}
     for start, pairs in ((before | {"dataset": "double-mnist"}, None), (before | {"first_pair": 10_500}, "11,500"),
                          (before | {"first_pair": 8_000}, "12,000"), ({**before, **told, "pairs": 23_000}, "13,000"),
                          ({"seconds": {}, **told}, "13,000"), ({"seconds": {}, "dataset": "single-mnist"}, None)):
