@@ -102,7 +102,8 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
 
 def _pairs(run: dict, papers: int) -> range:
     """Which training pairs a run was on; of older cards the command tells it, or else they are the paper's."""
-    told = {name: int(value) for name, value in re.findall(r"--set (first_pair|pairs)=([\d_]+)", run.get("command", ""))}
+    said = re.findall(r"--set (first_pair|pairs)=([\d_]+)", run.get("command", ""))
+    told = {name: int(value) for name, value in said}
     first = run.get("first_pair", told.get("first_pair", 0))
     return range(first, run.get("pairs", first + told["pairs"] if "pairs" in told else papers))
 
