@@ -245,7 +245,7 @@ class Advection(nn.Module):
 
         A thing's pictures at d and d' differ by twice its autocorrelation at 0 less that at d - d'. Many neighbours
         that are likely together can thus outweigh a likelier one far from them. Without `unet` it is the likeliest: on
-        Single Moving MNIST there was nothing to gain (notebook 04).
+        Single Moving MNIST there was nothing to gain (notebooks/search_log.md).
         """
         if self.unet is not None:
             with torch.autocast(things.device.type, enabled=False):
@@ -279,7 +279,7 @@ class Advection(nn.Module):
         `_found`, and the logits of every word at each place.
 
         How a thing moves is for words to say, not for its looks: told by these as well, with its true centre, it was 5
-        pixels off or more in one case of 20, and by words alone in one of 500 (notebook 04).
+        pixels off or more in one case of 20, and by words alone in one of 500 (notebooks/search_log.md).
         """
         language = self.language
         phrases, places = phrases_of(text_ids, language.separator, language.pad_id)

@@ -31,11 +31,12 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     `image` is a path, a PIL image, uint8 (H W c) or (H W), or float (c H W) or (H W) in [0, 1], of the size that the
     weights were trained on; `weights` is a name (`mage_core.weights.names()`), a file or what `load` returned; `seed`
     seeds the randomness of a stochastic model, a deterministic one makes the same video every time, and all `samples`
-    (at least 1) alike. With `save` the
-    video (the first of several samples) is written, as GIF or MP4 by the name's ending. Raises ValueError, naming the
+    (at least 1) alike. With `save` the video (the first of several samples) is written, as GIF or MP4 by the name's
+    ending. Raises ValueError, naming the
     value, the rule and the remedy, for an image of another size or kind, a sentence that does not parse
-    (`CaptionError`), a speed outside the open interval (0, 1), weights that are not there, or a file name of another
-    ending or in a place that cannot be written.
+    (`CaptionError`), a speed outside the open interval (0, 1), weights that are not there, a seed or
+    number of samples that is none, or a file name of another ending or in a place that cannot be written; ImportError
+    for MP4 without PyAV (the extra `video`).
     """
     speed = check_speed(speed)
     if not isinstance(seed, Integral) or not 0 <= seed < 2 ** 63:

@@ -344,7 +344,7 @@ class MovingMNIST(captions.Spoken):
 def track(
     dataset: str, start_y: float, start_x: float, motion: str, *, from_frame_0: bool = False
 ) -> np.ndarray:
-    """One digit's track until it is still, or 20 frames: int64 (n, 2), rows of (top, left) in pixels.
+    """One digit's track until it is still, or 20 frames (Modified: 21): int64 (n, 2), rows of (top, left) in pixels.
 
     Starts are in [0, 1] of the free range. With `from_frame_0` they are the position in frame 0 itself, where
     Single and Double otherwise make their first step before it. Raises ValueError for an unknown dataset or

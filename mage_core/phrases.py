@@ -8,7 +8,7 @@
 Which part of an image a word means is learned from images and captions alone: a word that the caption holds is likely
 at some place, any other at none (weakly supervised localisation, Oquab et al. 2015). Words that the image does not
 tell, such as where things will go, say nothing of places: each counts by how much better than its share in captions
-the image predicts it, measured as training goes. Batch normalisation is what makes it learn (notebook 04).
+the image predicts it, measured as training goes. Batch normalisation is what makes it learn (notebooks/search_log.md).
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class PhraseUNet(nn.Module):
                 and part not in (self.word, self.cut)]
 
     def skill(self) -> Tensor:
-        """How well the image predicts each word (v,) in [0, 1]: 0 is no better than its share in captions, and 1 half
-        of what that leaves open, or more."""
+        """How well the image predicts each word (v,) in [0, 1]: 0 is hardly better than its share in captions, a
+        twentieth of what that leaves open, and 1 eleven twentieths, or more."""
         share = self.share.float().clamp(1e-3, 1 - 1e-3)
         open_ = -(share * share.log() + (1 - share) * (1 - share).log())
         gained = 2 * (1 - self.cost.float() / open_ - self.LEAST)

@@ -1,8 +1,8 @@
 """Presets: how large, how long and how each stage is trained. Frozen, printed at the top of every run.
 
-`smoke` takes seconds and shows that everything runs; `quick` makes a useful model on two CPU cores; `gpu` makes
-what takes 7 to 13 MB and a few minutes of one GPU; `paper` is the released architecture with the paper's batch
-of 32. Notebook 04 tells where the numbers of `quick` come from.
+`smoke` takes seconds and shows that everything runs; `quick` makes a useful model of Single on two CPU cores; `gpu`
+makes what takes 7 to 13 MB and a few minutes of one GPU; `paper` is the released architecture, MAGE with the paper's
+batch of 32. Notebook 04 tells where the numbers of `quick` come from.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ COLOUR = {
 # much what is displaced is trusted was measured on 48 clips of each that no table shows, PSNR of frames / of clips:
 # Double 3 times 25.07 / 24.59, 10 times 25.44 / 24.88; later weights of Modified as learned 22.39 / 21.63, 3 times
 # 23.16 / 21.71, 10 times 23.57 / 21.91, and a motion accuracy of 0.896 in all three. Single, without masks, as learned
-# 35.23 / 33.70, 10 times 39.16 / 34.50.
+# 35.23 / 33.70, 10 times 39.17 / 34.57.
 TWO_MOVE = ("double-mnist", "modified-mnist")
 
 

@@ -53,6 +53,7 @@ PART = re.compile(r"queue\.(json|\d\d+(\.[0-9a-f]{8})?)")   # a file of an expor
 PART_BYTES = 15_000_000    # of an export: files of 16 MiB at most can be handed on
 CHECKPOINTS, SMALL = ("vqvae.pt", "mage.pt"), ("vqvae.jsonl", "mage.jsonl", "visits.jsonl", "speed.json", "error.txt")
 RESULT = ("weights.safetensors", "weights.json")
+DAMAGED = "not published"   # how what is told of a damaged entry begins
 
 
 class QueueError(RuntimeError):
@@ -227,7 +228,7 @@ def _note_visit(entry: Path, seconds: float) -> None:
 # ---------------------------------------------------------------- from one machine to another
 
 def export(folder: Path, target: Path, names: Sequence[str] = DATASETS) -> list[Path]:
-    """What another machine needs to go on with some entries: `queue.json` and parts of less than 15 MB; their paths.
+    """What another machine needs to go on with some entries: `queue.json` and parts of at most 15 MB; their paths.
 
     Of a finished entry the weights and card; of one that is not, its checkpoints with all that the optimisers remember,
     but for a stage that is done. Entries that nobody has begun, and damaged ones, are left out.
@@ -330,18 +331,22 @@ def publish(folder: Path, target: Path | None = None, names: Sequence[str] = DAT
             force: bool = False) -> dict[str, str]:
     """Copy finished entries' weights and cards to `target` (default `data/weights`): what was done or why not, by name.
 
-    Weights whose card tells of a higher PSNR of MAGE stay, unless by `force`.
+    Weights whose card tells of a higher PSNR of MAGE stay, unless by `force`. An entry that is damaged is told of, and
+    the others are published all the same.
     """
     target, told = target or data_folder() / "weights", {}
     for name in names:
         source = folder / name / "weights.safetensors"
-        if progress_of(folder / name).state != "finished":
-            told[name] = "not finished"
-            continue
-        new = weights.load(source).card   # whole, or an error
-        ours = _psnr(new)
         there = target / f"{name}.json"
-        theirs = _psnr(json.loads(there.read_text())) if there.exists() else None
+        try:
+            if progress_of(folder / name).state != "finished":
+                told[name] = "not finished"
+                continue
+            ours = _psnr(weights.load(source).card)   # whole, or an error
+            theirs = _psnr(json.loads(there.read_text())) if there.exists() else None
+        except (QueueError, ValueError) as error:
+            told[name] = f"{DAMAGED}: {error}"
+            continue
         if theirs is not None and theirs >= ours and not force:
             told[name] = f"left alone: {target.name} has {theirs:.2f} dB, the queue {ours:.2f} dB (--force replaces it)"
             continue
@@ -386,9 +391,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.source:
             print(f"taken up: {', '.join(take_up(folder, given.source)) or 'nothing that is further than here'}")
         if given.publish:
-            for name, told in publish(folder, names=names, force=given.force).items():
+            found = publish(folder, names=names, force=given.force)
+            for name, told in found.items():
                 print(f"{name}: {told}")
-            return 0
+            return 1 if any(told.startswith(DAMAGED) for told in found.values()) else 0
         worked, failed = [], []
         if given.minutes > 0 and not given.list:
             print(describe_machine(), flush=True)

@@ -81,7 +81,7 @@ def _note(title: str, card: dict, ours: dict, papers: int) -> str:
         on_gpu = sum(minutes for minutes, gpu in zip(spent, gpus) if gpu)
         note += f", {on_gpu:.0f} of the others on {next(filter(None, gpus))}"
     seen: set[int] = set()
-    for run in runs:
+    for run in runs + [run["beside"] for run in runs if "beside" in run]:   # whose weights are in the mean, too
         if run.get("dataset") in (None, card["dataset"]):
             seen.update(_pairs(run, papers))
     if len(seen) > papers:

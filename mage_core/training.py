@@ -58,7 +58,7 @@ from mage_core.vqvae import VQVAE, Codebook
 PREPARE_SECONDS = 75.0    # on a GPU, tokens and compilation before the first step: with less left, MAGE is for later
 # what a card tells of the weights that its training began with
 START = ("dataset", "preset", "command", "commit", "machine", "seconds", "pairs", "first_pair", "curves", "sha256",
-         "start", "first_stage")
+         "start", "first_stage", "beside")
 CODES_FROM = 65_536       # features of which codes are laid after warm images, drawn from those of 3,000
 DEVICE_FRAMES = 200_000   # drawn once for a GPU: of 64 x 64 they take 0.8 GB there
 
@@ -490,7 +490,9 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     its VQ-VAE is taken as it is and its MAGE is trained on; with `new_tokens` the preset's own VQ-VAE is trained, and
     the MAGE goes over to its tokens first (`retokenise`). With `first_stage` its VQ-VAE is taken as it is, and MAGE
     trained from nothing. `command` is what the card says that made them. Processes that Accelerate started
-    (`processes`) share the work, and all get the result.
+    (`processes`) share the work, and all get the result. Raises ValueError, before any work, for what does not fit
+    together (a start and a first stage, new tokens without a start, weights for other images, advection without
+    patches, a U-Net in several processes), and TrainingStopped as `loop.fit`.
     """
     seed = operator.index(seed)   # numpy's numbers read otherwise, and would seed otherwise
     team = processes(device) if team is None else team

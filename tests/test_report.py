@@ -47,6 +47,10 @@ def test_table_takes_its_numbers_from_the_cards(tmp_path):
         (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"dataset": "single-mnist", "start": start}))
         table_of_two = report.results_table(tmp_path)
         assert f"on {pairs} training pairs" in table_of_two if pairs else "training pairs" not in table_of_two, start
+    beside = {"dataset": "single-mnist", "seconds": {"mage": 60}, "pairs": 14_000, "first_pair": 13_000}
+    for soup in ({"start": before, "beside": beside}, {"start": {**before, "beside": beside}}):   # now, or before
+        (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"dataset": "single-mnist"} | soup))
+        assert "on 13,000 training pairs" in report.results_table(tmp_path)
     earlier = {**before, "first_stage": {"dataset": "double-mnist", "seconds": {"vqvae": 90, "mage": 700}}}
     (tmp_path / "single-mnist.json").write_text(json.dumps(card | {"start": earlier}))
     assert "with the VQ-VAE of earlier weights (double-mnist, 1.5 minutes more)" in report.results_table(tmp_path)

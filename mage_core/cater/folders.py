@@ -188,8 +188,8 @@ class VideoFolder:
 
     `name` is cater-gen-v1 or v2 for the authors' layout (then `mode` says which captions, and the words are the
     released vocabulary), or any other word for other footage, whose vocabulary is that of its own captions. Raises
-    ValueError for an unknown mode, FileNotFoundError for a folder or a list that is not there, and for an entry of a
-    list that breaks the layout, has an unknown word or goes beyond its video's end ValueError.
+    ValueError for an unknown mode, FileNotFoundError for a folder, a list or a video of a list that is not there, and
+    ValueError for an entry that breaks the layout, has an unknown word or goes beyond its video's end.
     """
 
     root: str | Path
