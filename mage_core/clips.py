@@ -128,6 +128,11 @@ def load_dataset(name: str, digit_set: str = "mnist-5k", *, mode: str = "explici
         if name in moving_mnist.DATASETS:
             raise ValueError(f"{name} is drawn here and has no folder of videos: leave the folder out, or choose "
                              f"{' or '.join(cater.DATASETS)}, or a new name for footage of your own")
+        if digit_set != "mnist-5k":
+            raise ValueError(f"{name} of a folder shows no digits of ours: leave the digit set {digit_set!r} out")
+        if mode != "explicit" and name not in cater.DATASETS:
+            raise ValueError(f"{name} has the captions of its folder's lists: leave {mode!r} out, or choose "
+                             f"{' or '.join(cater.DATASETS)}")
         return cater.VideoFolder(videos, name, mode)
     if name in cater.DATASETS:
         if digit_set != "mnist-5k":

@@ -314,6 +314,8 @@ def pairs_of(chosen: Preset, dataset) -> range:
         raise ValueError(f"speeds is {chosen.speeds}: each pair needs at least 1 of its own, or None for all")
     seen = recipe.samples + math.ceil(recipe.samples / recipe.batch) * recipe.more_anchors
     last = available(dataset, "train", None if chosen.pairs is None else first + chosen.pairs)
+    if not available(dataset, "train"):
+        raise ValueError(f"{dataset.name} has no training pairs: give its training list an entry or more")
     if not 0 <= first < last:
         raise ValueError(f"first_pair is {first} and pairs {chosen.pairs}: {dataset.name}, of "
                          f"{dataset.sizes['train']:,} training pairs counted from 0, has none there; begin with an "
@@ -480,38 +482,24 @@ def run_folder(dataset, chosen: Preset, seed: int) -> Path:
     return cache_folder() / "runs" / f"{dataset.name}-{chosen.name}-{dataset.source}-seed{seed}"
 
 
-def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
-          device: torch.device | str | None = None, progress: bool = True, start: weights.Trained | None = None,
-          new_tokens: bool = False, first_stage: weights.Trained | None = None, command: str | None = None,
-          team: Alone | None = None) -> weights.Trained | None:
-    """Both stages of a preset on a dataset, from the run's checkpoints if it has any; None where time ran out first.
+def check(dataset, chosen: Preset, *, start: weights.Trained | None = None, new_tokens: bool = False,
+          first_stage: weights.Trained | None = None, team: Alone = ALONE) -> None:
+    """ValueError for what cannot be trained, before any work: arguments as `train`.
 
-    The weights and their card end up in the run's folder; a run that is complete is loaded from there. With `start`,
-    its VQ-VAE is taken as it is and its MAGE is trained on; with `new_tokens` the preset's own VQ-VAE is trained, and
-    the MAGE goes over to its tokens first (`retokenise`). With `first_stage` its VQ-VAE is taken as it is, and MAGE
-    trained from nothing. `command` is what the card says that made them. Processes that Accelerate started
-    (`processes`) share the work, and all get the result. Raises ValueError, before any work, for what does not fit
-    together (a start and a first stage, new tokens without a start, weights for other images, advection without
-    patches, a U-Net in several processes), and TrainingStopped as `loop.fit`.
+    Such are a start and a first stage at once, new tokens without a start, weights for other images, sizes that cannot
+    be built, advection without patches, a U-Net in several processes, and pairs that a dataset has not.
     """
-    seed = operator.index(seed)   # numpy's numbers read otherwise, and would seed otherwise
-    team = processes(device) if team is None else team
-    device = team.device or torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = folder or run_folder(dataset, chosen, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    until = None if minutes is None else time.monotonic() + 60 * minutes
-    shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
     if chosen.mage.advection and chosen.mage.unet and team.count > 1:
         raise ValueError(f"mage.unet is {chosen.mage.unet}, and {team.count} processes share the work: its batch "
                          "normalisation asks for whole batches, so train in one process, or without (--set "
                          "mage.unet=0)")
-    pairs = pairs_of(chosen, dataset)   # what cannot be is told before any work
+    pairs_of(chosen, dataset)
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")
     if start is not None and first_stage is not None:
         raise ValueError("weights to go on from bring their own VQ-VAE: give those, or a first stage alone")
-    if (given := start or first_stage) is not None:   # what does not fit is told before any work
+    if (given := start or first_stage) is not None:
         old, side = given.vqvae.config, 16 * given.vqvae.config.down
         if (old.channels, side) != (dataset.channels, dataset.image_size):
             raise ValueError(f"weights for {side} x {side} pixels of {old.channels} channels cannot be a "
@@ -525,6 +513,31 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     sizes = mage_config(chosen.mage, dataset, tokens.codebook_size, tokens.groups)
     if new_tokens:
         check_start(sizes, start.mage.config, "codebook_size", "groups")
+
+
+def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None, minutes: float | None = None,
+          device: torch.device | str | None = None, progress: bool = True, start: weights.Trained | None = None,
+          new_tokens: bool = False, first_stage: weights.Trained | None = None, command: str | None = None,
+          team: Alone | None = None) -> weights.Trained | None:
+    """Both stages of a preset on a dataset, from the run's checkpoints if it has any; None where time ran out first.
+
+    The weights and their card end up in the run's folder; a run that is complete is loaded from there. With `start`,
+    its VQ-VAE is taken as it is and its MAGE is trained on; with `new_tokens` the preset's own VQ-VAE is trained, and
+    the MAGE goes over to its tokens first (`retokenise`). With `first_stage` its VQ-VAE is taken as it is, and MAGE
+    trained from nothing. `command` is what the card says that made them. Processes that Accelerate started
+    (`processes`) share the work, and all get the result. Raises ValueError, before any work, for what cannot be
+    trained (`check`), and TrainingStopped as `loop.fit`.
+    """
+    seed = operator.index(seed)   # numpy's numbers read otherwise, and would seed otherwise
+    team = processes(device) if team is None else team
+    check(dataset, chosen, start=start, new_tokens=new_tokens, first_stage=first_stage, team=team)
+    device = team.device or torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = folder or run_folder(dataset, chosen, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
+    pairs, given = pairs_of(chosen, dataset), start or first_stage
+    if new_tokens:
         start = _with_frames(start, dataset)
     if given is None or new_tokens:
         vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
@@ -695,14 +708,19 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--minutes is {given.minutes:g}: on a GPU the second stage needs {PREPARE_SECONDS:g} seconds "
                      "before its first step; give it more")
 
-    start, first_stage = (weights.load(name) if name else None for name in (given.start, given.first_stage))
-    chosen = preset(given.preset, given.dataset)
-    chosen = changed(chosen if start is None else sized_like(chosen, start.mage.config), given.changes)
-    dataset = load_dataset(given.dataset, given.digit_set, mode=given.captions, videos=given.videos)
-    count = available(dataset, "test", chosen.test_clips if given.test_clips is None else given.test_clips)
-    if count < 1:
-        raise ValueError(f"{count} samples of {dataset.name}'s split 'test' are to be in the table: it needs 1 or more")
-    team = processes()
+    try:   # what was asked for wrongly is told in a line
+        start, first_stage = (weights.load(name) if name else None for name in (given.start, given.first_stage))
+        chosen = preset(given.preset, given.dataset)
+        chosen = changed(chosen if start is None else sized_like(chosen, start.mage.config), given.changes)
+        dataset = load_dataset(given.dataset, given.digit_set, mode=given.captions, videos=given.videos)
+        count = available(dataset, "test", chosen.test_clips if given.test_clips is None else given.test_clips)
+        if count < 1:
+            raise ValueError(f"{count} samples of {dataset.name}'s split 'test' are to be in the table: it needs 1 or "
+                             "more")
+        team = processes()
+        check(dataset, chosen, start=start, new_tokens=given.new_tokens, first_stage=first_stage, team=team)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        parser.error(str(error))
     if team.main:
         print(describe_machine(), describe(chosen), f"dataset {dataset.name} ({dataset.source}), seed {given.seed}",
               *([f"{team.count} processes"] if team.count > 1 else []), sep="\n", flush=True)

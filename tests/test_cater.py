@@ -211,6 +211,20 @@ def test_ambiguous_captions_fit_their_own_objects(spec):
             assert other is None or radius(spec.objects[subject]) > radius(spec.objects[other])
 
 
+def test_ambiguous_names_have_any_attributes_in_any_order():
+    kinds = {word: kind for kind, words in (("size", captions.SIZES), ("color", captions.COLORS),
+                                            ("material", captions.MATERIALS)) for word in words}
+    subjects, contained = set(), set()
+    for index in range(500):
+        for action in scene.clauses(scene.draw_spec("cater-gen-v2", "train", index), "ambiguous"):
+            subjects.add(tuple(kinds[word] for word in action.subject.attributes))
+            if action.object is not None:
+                contained.add(len(action.object.attributes))
+    assert subjects == {order for count in range(4)
+                        for order in itertools.permutations(("size", "color", "material"), count)}
+    assert contained == {0, 1, 2, 3}
+
+
 def test_all_referents_of_an_ambiguous_name():
     spec = CaterGen("cater-gen-v2").spec("train", 0)
     cones = [k for k, thing in enumerate(spec.objects) if thing.shape == "cone"]
@@ -405,6 +419,15 @@ def test_pictures_are_those_of_the_version_in_every_cache_s_name():
     expected = [[[[110.2, 110.3, 110.7], [108.8, 107.3, 106.6]], [[132.8, 130.4, 130.6], [147.8, 142.6, 138.9]]],
                 [[[110.3, 107.8, 109.5], [109.2, 108.7, 107.9]], [[133.8, 132.7, 131.1], [148.1, 146.0, 142.4]]]]
     assert np.abs(quarters - expected).max() < 0.2
+
+
+def test_the_pixel_filter_is_blenders_and_as_much_narrower_as_a_picture_is_smaller():
+    assert scene.LARGER == ".1"   # where pictures beyond 128 x 128 change, this must rise
+    assert [CaterGen("cater-gen-v2", image_size=size).content for size in (128, 256)] == [
+        "drawn by version 1 at 128", "drawn by version 1.1 at 256"]
+    reach = {size: np.abs(render._filter(64, size)[0]).max() for size in (32, 128, 192, 256, 1024)}
+    assert 1.2 < reach[256] < 1.5 and reach[1024] == reach[256]   # 3 pixels in all; its ends weigh next to nothing
+    assert reach[32] == reach[128] == pytest.approx(reach[256] / 2) and reach[192] == pytest.approx(0.75 * reach[256])
 
 
 def test_a_frame_hangs_on_scene_and_time_alone(small):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mage_core import clips, display, loop, presets, training
+from mage_core import captions, clips, display, loop, presets, training
 from mage_core.cater import CaterGen, folders, scene
 
 pytest.importorskip("av", reason="videos need PyAV, the extra `video`")
@@ -368,6 +368,38 @@ def test_a_video_that_is_cut_short_is_told_when_it_is_counted(footage):
         data.length(data.spec("train", 0))
 
 
+def cut(path, frames=40):
+    """A video of which about half is there; how many frames are whole."""
+    folders.write_video(path, smooth(frames, (60, 80)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    return folders._readable(path)[0]
+
+
+def test_of_a_video_that_is_cut_short_what_is_there_can_be_used(footage):
+    there = cut(footage / "clips" / "b.avi")
+    assert 10 < there < 30
+    relisted(footage, lambda listed: listed["1"].update(video="clips/b.avi", first=3, end=there), "train")
+    data = folders.VideoFolder(footage, image_size=16)
+    assert data.video(data.spec("train", 1)).shape == (there - 3, 16, 16, 3)
+    relisted(footage, lambda listed: listed["1"].update(end=there + 1), "train")
+    with pytest.raises(ValueError, match=rf"entry 1 of .*train.json .*b.avi is cut short after {there} frames: get"):
+        folders.VideoFolder(footage)
+
+
+def test_ranges_of_kth_that_a_cut_has_taken_are_left_out(tmp_path):
+    folders.write_video(tmp_path / "person11_boxing_d1_uncomp.avi", smooth(8, (24, 32)))
+    there = cut(tmp_path / "person01_boxing_d4_uncomp.avi")
+    (tmp_path / "00sequences.txt").write_text("person11_boxing_d1 frames 1-4, 5-8\n"
+                                              f"person01_boxing_d4 frames 1-5, 6-{there}, {there + 1}-40")
+    with pytest.warns(UserWarning, match=f"person01_boxing_d4_uncomp.avi is cut short after {there} frames: its part "
+                                         f"{there + 1}-40 is left out"):
+        sizes = folders.write_kth_lists(tmp_path, tmp_path / "00sequences.txt")
+    assert sizes == {"train": 2, "validation": 2, "test": 0}
+    data = folders.VideoFolder(tmp_path, "kth", image_size=24)
+    assert data.video(data.spec("validation", 1)).shape == (there - 5, 24, 24, 3)
+
+
 def test_a_folder_is_left_by_no_way(footage, monkeypatch):
     inside = footage / "inside"
     shutil.copytree(footage / "clips", inside / "clips")
@@ -394,17 +426,51 @@ def test_a_sample_of_another_dataset_is_not_read(footage):
         mine.clips([mine.spec("train", 0)], np.array([[0, 50]]))
 
 
-@pytest.mark.parametrize("interval", [(0, 0), (3,), (6, 3), (-1, 2)])
+@pytest.mark.parametrize("interval", [(0, 0), (3,), (6, 3), (-1, 2), 5, None, ("a", "b"), (3, float("inf"))])
 def test_an_interval_must_be_one(footage, interval):
     with pytest.raises(ValueError, match="two positive numbers, the smaller first"):
         folders.VideoFolder(footage, interval=interval)
     assert folders.VideoFolder(footage, interval=[3, 6]).interval == (3, 6)
 
 
-def test_a_minus_of_any_kind_is_one(footage):
+@pytest.mark.parametrize("size", [0, -8, 100, 2048, "128", None, 128.0])
+def test_a_size_must_be_one(footage, size):
+    with pytest.raises(ValueError, match="use a multiple of 8 from 16 to 1024"):
+        folders.VideoFolder(footage, image_size=size)
+
+
+@pytest.mark.parametrize("minus", ["\u2212", "\u2013"])
+def test_a_minus_of_any_kind_is_one(footage, minus):
     relisted(footage, lambda listed: listed["0"].update(caption="to (1, -3)."), "train")
     data = folders.VideoFolder(footage)
-    assert data.encode("to (1, \u22123).") == data.encode("to (1, -3).")
+    assert data.encode(f"to (1, {minus}3).") == data.encode("to (1, -3).")
+
+
+@pytest.mark.parametrize("typed", ["\u22123", "\u20133", "- 3", "\u2013 3"])
+def test_a_folder_of_cater_gen_reads_cells_as_the_grammar_does(written, typed):
+    sentence = f"the small gold metal snitch is sliding to (1, {typed})."
+    assert folders.VideoFolder(written, "cater-gen-v2").encode(sentence) == captions.encode(sentence, "cater-gen-v2")
+
+
+def test_of_many_words_an_error_shows_those_most_alike(footage):
+    words = " ".join(f"{a}{b}{c}" for a in "bdfg" for b in "aeiou" for c in "klmn")
+    relisted(footage, lambda listed: listed["0"].update(caption=words), "train")
+    with pytest.raises(ValueError, match="unknown word 'bakk' .* have bak and ") as told:
+        folders.VideoFolder(footage).encode("bakk")
+    assert len(str(told.value)) < 200
+
+
+def test_a_folder_without_videos_is_told_at_opening(footage):
+    (footage / "train.json").write_text("{}")
+    assert folders.VideoFolder(footage).sizes == {"train": 0, "test": 1}
+    with pytest.raises(ValueError, match="folder has no training pairs"):
+        training.pairs_of(presets.preset("smoke"), folders.VideoFolder(footage))
+    (footage / "test.json").write_text("{}")
+    with pytest.raises(ValueError, match="names a video: train.json and test.json need an entry or more"):
+        folders.VideoFolder(footage)
+    (footage / "test.json").write_text('""')
+    with pytest.raises(ValueError, match="is no list of videos"):
+        folders.VideoFolder(footage)
 
 
 @pytest.mark.parametrize("frames", ["5", "1--5", "1-10 11-30", "0-5", "10-5"])

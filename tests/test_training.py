@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -986,15 +987,26 @@ def test_a_curve_that_cannot_be_read_is_named_with_its_remedy(tmp_path):
     ("mage.later_frames=-1", "mage.later_frames is -1"), ("vqvae.images=0", "vqvae.images is 0"),
     ("mage.width=100", "width is 100"), ("mage.dropout=1.5", "dropout is 1.5"), ("mage.axial_layers=4", "layers is 4"),
     ("vqvae.code_channels=0", "code_channels is 0")])
-def test_what_no_training_can_do_is_told_before_any_work(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_no_training_can_do_is_told_before_any_work(tmp_path, change, message, capsys):
+    with pytest.raises(SystemExit):
         training.main(["--preset", "smoke", "--run", str(tmp_path), "--set", change])
+    assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_without_samples_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match="0 samples of single-mnist's split 'test'"):
-        training.main(["--preset", "smoke", "--run", str(tmp_path), "--test-clips", "0"])
+@pytest.mark.parametrize(("words", "message"), [
+    (["--test-clips", "0"], "0 samples of single-mnist's split 'test'"),
+    (["--set", "first_pair=-1"], "of 10,000 training pairs counted from 0, has none there"),
+    (["--new-tokens"], "new tokens are for weights to go on from, and none are given"),
+    (["--dataset", "double-mnits"], "unknown dataset 'double-mnits'"), (["--start", "none"], "none"),
+    (["--dataset", "mine", "--videos", "no-such-folder"], "no folder no-such-folder"),
+    (["--dataset", "mine", "--videos", ".", "--captions", "ambiguous"], "mine has the captions of its folder's lists"),
+    (["--dataset", "mine", "--videos", ".", "--digit-set", "mnist-70k"], "shows no digits of ours")])
+def test_what_is_asked_for_wrongly_is_told_in_a_line_before_any_work(tmp_path, words, message, capsys):
+    with pytest.raises(SystemExit):
+        training.main(["--preset", "smoke", "--run", str(tmp_path), *words])
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
     assert not list(tmp_path.iterdir())
 
 

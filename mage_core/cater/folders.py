@@ -11,11 +11,14 @@ frames from `first` up to and without `end`. Videos are read and written through
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import math
 import operator
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +36,7 @@ from mage_core.files import sha256, write_whole
 
 RATE = 24  # frames a second of what is written, as Blender's
 QUALITY = 2  # of the JPEGs, 2 (best) to 31
+SHOWN = 60   # words of a folder that an error shows, at most
 _SPLITS = ("train", "test")
 
 KTH_ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
@@ -149,14 +153,14 @@ class Language:
 
     def encode(self, sentence: str) -> list[int]:
         """Token ids of a sentence; ValueError for a word that no caption has, for too many words, or for none."""
-        ids, words = self._ids, _words(sentence) if isinstance(sentence, str) else []
+        ids, words = self._ids, _words(sentence, self.name in DATASETS) if isinstance(sentence, str) else []
         if not words:
             raise ValueError(f"the caption is {sentence!r}: it must be a text with words, such as the captions of this "
-                             f"folder have: {', '.join(self.vocabulary[3:])}")
+                             f"folder have: {self._like('')}")
         for word in words:
             if word not in ids:
-                raise ValueError(f"unknown word {word!r} in {sentence!r}: the captions of this folder have "
-                                 f"{', '.join(self.vocabulary[3:])}")
+                raise ValueError(f"unknown word {word[:40]!r} in {sentence[:200]!r}: the captions of this folder have "
+                                 f"{self._like(word[:40])}")
         if len(words) + 2 > self.context_length:
             raise ValueError(f"{sentence!r} has {len(words)} words and marks: the captions of this folder have at most "
                              f"{self.context_length - 2}")
@@ -165,6 +169,14 @@ class Language:
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.vocabulary)}
+
+    def _like(self, word: str) -> str:
+        """The words that there are, or where they are many, those most like `word` among them."""
+        words = self.vocabulary[3:]
+        if len(words) <= SHOWN:
+            return ", ".join(words)
+        near = difflib.get_close_matches(word, words, 3, 0.6) or words[:3]
+        return f"{', '.join(near)} and {len(words) - len(near):,} others"
 
     def tidy(self, sentence: str) -> str:
         """The sentence as the folder's captions are written; errors as in `encode`."""
@@ -203,15 +215,25 @@ class VideoFolder:
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "interval", tuple(self.interval))
-        if len(self.interval) != 2 or not 0 < self.interval[0] <= self.interval[1]:
+        try:
+            object.__setattr__(self, "interval", tuple(self.interval))
+            low, high = map(float, self.interval)
+            fits = 0 < low <= high < math.inf
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
             raise ValueError(f"interval {self.interval}: expected the frames from one to the next at speed 0 and at "
                              "speed 1, two positive numbers, the smaller first, e.g. (3, 6)")
         if self.mode not in MODES:
             raise ValueError(f"unknown captions {self.mode!r}: use one of {', '.join(MODES)}")
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root}")
+        if not (isinstance(self.image_size, int) and 16 <= self.image_size <= 1024 and self.image_size % 8 == 0):
+            raise ValueError(f"image size {self.image_size!r}: use a multiple of 8 from 16 to 1024, e.g. 128")
         _ = self._said   # a broken list is told now, not after an hour of training
+        if not any(self._entries.values()):
+            raise ValueError(f"no list of {self.root} names a video: {self._lists['train'].name} and "
+                             f"{self._lists['test'].name} need an entry or more")
         self._check_ends()
 
     @cached_property
@@ -248,9 +270,13 @@ class VideoFolder:
         parts = [(split, number, entry) for split, entries in self._entries.items()
                  for number, entry in enumerate(entries) if entry.get("first") or entry.get("end") is not None]
         videos = sorted({entry["video"] for _, _, entry in parts})
-        frames = dict(zip(videos, _together(lambda video: _count(self.root / video), videos)))
+        frames = dict(zip(videos, _together(lambda video: _readable(self.root / video), videos)))
         for split, number, entry in parts:
-            first, end, has = entry.get("first", 0), entry.get("end"), frames[entry["video"]]
+            first, end, (has, cut) = entry.get("first", 0), entry.get("end"), frames[entry["video"]]
+            if cut and (end is None or end > has):
+                raise ValueError(f"entry {number} of {self._lists[split]} has first = {first}, end = {end}, but "
+                                 f"{entry['video']} is cut short after {has} frames: get it again, or end the entry at "
+                                 f"{has} or before, or take it out of the list (entries are numbered without gaps)")
             if max(first + 1, end or 0) > has:
                 raise ValueError(f"entry {number} of {self._lists[split]} has first = {first}, end = {end}, but "
                                  f"{entry['video']} has {has} frames: correct the entry to 0 <= first < end <= {has}, "
@@ -389,14 +415,19 @@ class VideoFolder:
         return np.stack([found[number] for number in wanted])
 
 
-def _words(sentence: str) -> list[str]:
-    return re.findall(r"-?\d+|[^\W\d_]+|[^\w\s]", sentence.lower().replace("\u2212", "-"))
+def _words(sentence: str, cells: bool = False) -> list[str]:
+    """Words, numbers and marks. A minus of any kind before a number is part of it, in `cells` past a blank, too."""
+    blank = r"\s*" if cells else ""
+    sentence = re.sub(rf"[-\u2212\u2013]{blank}(?=\d)", "-", sentence.lower())
+    return re.findall(r"-?\d+|[^\W\d_]+|[^\w\s]", sentence.replace("\u2212", "-"))
 
 
 def _entries(root: Path, path: Path) -> tuple[dict, ...]:
     """The checked entries of a list, in the order of their numbers."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(listed, (dict, list)):
+            raise TypeError(f"it holds a {type(listed).__name__}")
         entries = [listed[str(number)] for number in range(len(listed))]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no list of videos: expected {{\"0\": {{\"video\": ..., \"caption\": ...}}, "
@@ -421,24 +452,33 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
 
 
 def _count(path: Path) -> int:
-    """The frames of a video, counted as the packets that hold them, without those before a cut: nothing is decoded."""
+    """The frames of a video, counted as the packets that hold them, without those before an edit: nothing is decoded.
+
+    ValueError for a video that is cut short.
+    """
+    frames, cut = _readable(path)
+    if cut:
+        raise ValueError(f"{path} is cut short: {_DAMAGED}")
+    return frames
+
+
+def _readable(path: Path) -> tuple[int, bool]:
+    """The frames of a video as `_count` counts them, up to where it is cut short, and whether it is."""
     return _packets(path, path.stat().st_mtime_ns)
 
 
 @cache
-def _packets(path: Path, changed: int) -> int:
+def _packets(path: Path, changed: int) -> tuple[int, bool]:
     av = _av()
     try:
         with av.open(os.path.abspath(path)) as file:
             packets = [packet for packet in file.demux(video=0) if packet.size and not packet.is_discard]
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error}): {_DAMAGED}") from error
-    if any(packet.is_corrupt for packet in packets):
-        raise ValueError(f"{path} is cut short: {_DAMAGED}")
-    frames = len(packets)
+    frames = next((number for number, packet in enumerate(packets) if packet.is_corrupt), len(packets))
     if not frames:
         raise ValueError(f"{path} has no frames: {_DAMAGED}")
-    return frames
+    return frames, frames < len(packets)
 
 
 def _together(do, items: Sequence) -> list:
@@ -506,11 +546,13 @@ def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
 
     `root` holds the downloaded videos (person01_boxing_d1_uncomp.avi, in any subfolder); `sequences` is KTH's own
     file of frame ranges, one sample each. Captions are "A person is boxing." Returns the number of samples of each
-    split. Raises ValueError for a line of another form or an unknown action, FileNotFoundError for a video that
+    split. A range that a video has not, since it is cut short (as KTH's own person01_boxing_d4 is), is left out with a
+    warning. Raises ValueError for a line of another form or an unknown action, FileNotFoundError for a video that
     `sequences` gives frames of and that is not there.
     """
     root = Path(root)
     videos = {path.name.removesuffix("_uncomp.avi"): path for path in sorted(root.rglob("person*_uncomp.avi"))}
+    frames = dict(zip(videos, _together(_readable, list(videos.values()))))
     lists: dict[str, dict[str, dict]] = {split: {} for split in _KTH_SPLITS}
     for number, line in enumerate(Path(sequences).read_text().splitlines(), 1):
         line = line.strip()
@@ -532,6 +574,11 @@ def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
             if not 1 <= first <= last:
                 raise ValueError(f"line {number} of {sequences} has the frames {span!r}: expected first-last, counted "
                                  "from 1, e.g. 1-95")
+            has, cut = frames[name]
+            if cut and last > has:
+                warnings.warn(f"{videos[name].name} is cut short after {has} frames: its part {span} is left out",
+                              stacklevel=2)
+                continue
             lists[split][str(len(lists[split]))] = {
                 "video": videos[name].relative_to(root).as_posix(), "caption": f"A person is {match[2]}.",
                 "first": first - 1, "end": last}

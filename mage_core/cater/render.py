@@ -1056,14 +1056,18 @@ def _axes_cover(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.clip(np.maximum(on_x * along_x, on_y * along_y), 0.0, 1.15) * _AXIS_COVER
 
 
-def _filter(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (n, 2) in pixels and weights (n,) of the renderer's pixel filter, Blackman-Harris, 1.5 wide."""
+def _filter(points: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets (n, 2) in pixels and weights (n,) of the renderer's pixel filter, Blackman-Harris.
+
+    It is 3 pixels wide in Blender, which doubles the 1.5 that are set. A smaller picture is seen as one of 256 x 256
+    made smaller, its pixels being as many less.
+    """
     # Equal shares of the filter: more points where it weighs more.
     fine = (np.arange(4096) + 0.5) / 4096
     density = sum(a * np.cos(2 * np.pi * k * fine) for k, a in enumerate((0.35875, -0.48829, 0.14128, -0.01168)))
     share = np.cumsum(density) / density.sum()
     at = np.interp((np.arange(points) + 0.5) / points, share, fine)
-    offsets = (at - 0.5) * 1.5
+    offsets = (at - 0.5) * min(3.0, max(1.5, 3.0 * size / 256))
     u, v = np.meshgrid(offsets, offsets)
     return np.stack([u.ravel(), v.ravel()], 1), np.full(points * points, 1.0 / points**2)
 
@@ -1106,7 +1110,7 @@ def _still(look: Look, size: int) -> _Still:
     _see_table(look, size, spots, table)
     cover = np.zeros((size, size))
     centres = np.arange(size) + 0.5
-    for (du, dv), weight in zip(*_filter(8)):
+    for (du, dv), weight in zip(*_filter(8, size)):
         a = ((centres + du) * 2 / size - 1)[None, :] * FIELD
         b = (1 - (centres + dv) * 2 / size)[:, None] * FIELD
         x, y, z = (row[0] * a + row[1] * b - row[2] for row in CAMERA_ROWS)
@@ -1231,7 +1235,7 @@ def _render_rows(rows, counts, size, look):
     _fill_probes(look, field, rows, counts, masks, rays, probes)
     _find(rows, counts, tiles, size, seen, codes, depths)
     pictures = np.empty((frames, size, size, 3), np.uint8)
-    taps, weights = _filter(3)
+    taps, weights = _filter(3, size)
     _paint(look, field, probes, glows, rows, counts, tiles, size, seen, shaded, masks, codes, depths, still.spots,
            still.table, still.albedo, still.plain, _levels(), taps, weights, pictures)
     return pictures, np.where(codes > 0, 1 + (codes - 1) // 64, 0)

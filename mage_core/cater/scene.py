@@ -20,6 +20,7 @@ from mage_core.captions import MATERIALS, QUADRANTS, SHAPES, Action, ObjectName
 from mage_core.draws import Draws
 
 VERSION = 1          # of rules and pictures, in every cache's name: raise it when a spec or a picture changes
+LARGER = ".1"        # the same of pictures larger than 128 x 128
 TABLE = 3.0          # x and y run from -3 to 3
 FRAMES = 31          # of every video, 0 to 30, at 24 a second
 ENDS = (20, 30)      # an action ends at a frame in this range, both included
@@ -499,8 +500,9 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
     own_ends = ends is None
     if own_ends:
         ends = [spec.moves[min(k, len(spec.moves) - 1)].end for k in range(len(actions))]
-    if len(ends) != len(actions):
-        raise ValueError(f"{len(ends)} ends for {len(actions)} actions: give one each")
+    given = len(ends) if hasattr(ends, "__len__") else repr(ends)
+    if given != len(actions):
+        raise ValueError(f"{given} ends for {len(actions)} actions: give a list of one each")
     said = captions.format_caption(actions, spec.dataset)   # case and spacing draw nothing
     draws = Draws("caption", spec.dataset, spec.split, spec.index, spec.seed, seed, said)
     for _ in range(tries):
@@ -595,7 +597,7 @@ class CaterGen(captions.Spoken):
     @property
     def content(self) -> str:
         """What frames are made of: rules and renderer in their version, and the size."""
-        return f"drawn by version {VERSION} at {self.image_size}"
+        return f"drawn by version {VERSION}{LARGER * (self.image_size > 128)} at {self.image_size}"
 
     @property
     def source(self) -> str:
