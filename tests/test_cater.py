@@ -283,6 +283,9 @@ def test_with_no_draws_a_scene_does_nothing_else():
                   "the cone is sliding to (-1, 2). the snitch is rotating."):
         with pytest.raises(ValueError, match="no room in this scene"):
             scene.with_caption(spec, other, tries=0)
+    for ends, given_ in ((20, "20"), ([20, 30], "2"), ([], "0")):
+        with pytest.raises(ValueError, match=f"^{given_} ends for 1 actions: give a list of one each"):
+            scene.with_caption(spec, "the snitch is rotating.", ends=ends)
 
 
 # ------------------------------------------------------------------------------------------- errors
