@@ -602,3 +602,62 @@ def test_displacements_are_learned_in_seconds():
             optimiser.step()
         losses.append(loss.item())
     assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.4, losses
+
+
+def test_a_generated_thing_is_at_one_place_where_what_is_displaced_is_trusted(monkeypatch):
+    """As likely as it is where it is not trusted more than was learned; a guess in training has never decided."""
+    ids, text, speed = sample()
+    for trust, decided in ((1.0, 0), (10.0, 1)):
+        made, called = model(dataclasses.replace(CONFIG, trust=trust)), []
+        least = made.advection.least_error
+        monkeypatch.setattr(made.advection, "least_error", lambda *given: called.append(given) or least(*given))
+        made.guess(ids, text, speed, torch.arange(2), 1)
+        assert not called
+        made.generate(ids[:, 0], text, speed)
+        assert len(called) == decided
+
+
+def test_a_guess_sees_things_where_they_are_in_the_frames_that_it_guesses(monkeypatch):
+    made, (ids, text, speed), seen = model(), sample(), []
+    monkeypatch.setattr(made, "_logits", lambda features, things, *rest, real=made._logits: seen.append(things) or
+                        real(features, things, *rest))
+    made.guess(ids, text, speed, torch.tensor([0, 2]), 1)
+    anchor = made.anchor(made.visual_tokens(ids[:, :1])[:, 0], text, speed)
+    every = made._things(anchor, ids[:, 0], text, speed)
+    torch.testing.assert_close(seen[0], every[:, [2]])
+    assert not torch.allclose(every[:, 2], every[:, 3])
+
+
+def test_each_clip_counts_as_much_however_many_of_its_tokens_are_asked():
+    made = part()
+    ids = ids_of(made, (2, 3, 3, 5))
+    ids[0] = ids[0, 0]   # all rests in the first clip, and of the second three tokens are not background
+    ids[1].view(-1)[3:] = 0
+    image, dice = made.image(ids[:, 0]), torch.rand(2, 3, 3, 5)
+    chances = torch.randn(2, 3, 2, 4 * REACH + 2).log_softmax(-1)
+    whole = made.misses(chances, image, ids, dice)
+    alone = [made.misses(chances[k:k + 1], image[k:k + 1], ids[k:k + 1], dice[k:k + 1]) for k in range(2)]
+    assert not torch.isclose(*alone) and torch.isclose(whole, torch.stack(alone).mean())
+
+
+def test_logits_from_what_is_displaced_stay_exact_under_autocast():
+    made = part()
+    torch.nn.init.normal_(made.shown.weight)
+    features, things = torch.randn(20, 16), torch.rand(20, 3, 32)
+    exact = made(features, things)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made(features, things), exact)
+    torch.nn.init.constant_(made.sure.bias, 200.0)   # however sure it is
+    assert made(features, things).isfinite().all()
+
+
+def test_displacements_stay_exact_under_autocast_and_what_is_seen_of_them_teaches_nothing():
+    mage, (ids, text, speed) = model(CUT_OUT), sample(CUT_OUT)
+    steps = torch.arange(1, CUT_OUT.clip_length)
+    asked = None, ids[:, 0], mage.generator.positions(steps, speed)[..., 0, 0, :].expand(2, -1, -1), text
+    exact = mage.advection.displacements(*asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mage.advection.displacements(*asked)
+    assert exact.chances.requires_grad and torch.equal(found.chances, exact.chances)
+    truth = mage.advection.image(ids[:, 1:].flatten(0, 1)).unflatten(0, ids[:, 1:].shape[:2])
+    assert not mage.advection.explained(exact.chances.exp(), exact.things, truth).requires_grad

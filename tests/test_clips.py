@@ -485,6 +485,14 @@ def test_a_pool_of_frames_is_a_function_of_its_seed_kept_part_by_part(cache, sin
     assert not np.array_equal(clips.frame_pool(single, "train", range(4), 10, seed=3, progress=False), pool)
 
 
+def test_a_pool_has_every_frame_of_a_video_from_the_first_to_the_last(cache, single, monkeypatch):
+    asked, real = [], type(single).clips
+    monkeypatch.setattr(type(single), "clips", lambda self, specs, indices: asked.append(indices) or
+                        real(self, specs, indices))
+    clips.frame_pool(single, "train", range(2), 400, seed=2, progress=False)
+    assert set(np.concatenate(asked).ravel().tolist()) == set(range(20))
+
+
 def test_a_cache_is_written_whole_or_not_at_all(cache, single, monkeypatch):
     def torn(path, **arrays):
         path.write_bytes(b"PK\x03\x04 the first half")

@@ -252,3 +252,11 @@ def test_a_token_sees_its_near_surroundings_only(blocks, reach):
     moved = (vqvae.features(image) - vqvae.features(other)).abs().amax(1)[0] > 1e-6
     rows, columns = moved.nonzero(as_tuple=True)
     assert moved[8, 6] and (rows - 8).abs().max() == (columns - 6).abs().max() == reach
+
+
+def test_before_a_background_images_stay_in_range():
+    vqvae = VQVAE(VQVAEConfig(channels=1, width=8, codebook_size=4, down=4, pixel_range=(0.0, 1.0), shape="patch",
+                              background=16))
+    vqvae.background.fill_(0.7)
+    images = vqvae.from_network(torch.tensor([-0.9, -0.3, 0.1, 0.8])[:, None, None, None].expand(4, 1, 16, 16))
+    torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([0.0, 0.4, 0.8, 1.0]))

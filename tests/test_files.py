@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,8 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 def test_the_cache_can_be_put_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("MAGE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
+    monkeypatch.setenv("MAGE_CACHE", "~/of mine")   # a notebook's environment has seen no shell
+    assert cache_folder() == Path.home() / "of mine"
     monkeypatch.delenv("MAGE_CACHE")
     assert cache_folder() == data_folder() / "cache"
 

@@ -222,6 +222,24 @@ def test_frames_that_stay_on_a_device_are_the_sources_and_cut_on_the_grid_around
     assert torch.equal(resident.batch(5, 9, 64, 4), whole)
 
 
+def test_what_is_behind_a_cut_frame_in_colour_is_cut_alike(single):
+    draw = np.random.default_rng(0)
+    pool = draw.integers(256, size=(3, 24, 24, 3), dtype=np.uint8)
+    source = SimpleNamespace(pool=pool, background=torch.from_numpy(draw.random((3, 24, 24), np.float32)))
+    resident, places = DeviceFrames(source, 3, "cpu", 1, progress=False), set()
+    frames = torch.from_numpy(pool).permute(0, 3, 1, 2).float() / 255
+    assert all((frames == image).flatten(1).all(1).any() for image in resident.batch(0, 5))
+    for step in range(6):
+        for image, behind in zip(*resident.cut(step, 5, 16, 8)):
+            found = {(top, left) for top in (0, 8) for left in (0, 8) for frame in frames
+                     if torch.equal(image, frame[:, top:top + 16, left:left + 16])}
+            assert len(found) == 1
+            (top, left), = found
+            assert torch.equal(behind, source.background[:, top:top + 16, left:left + 16])
+            places |= found
+    assert len(places) == 4, "around any pixel of what moves"
+
+
 def test_rare_codes_restart_where_a_gpu_is_not_asked_how_many_there_are(monkeypatch, single):
     vqvae = VQVAE(vqvae_config(TINY.vqvae, single))
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,7 +219,10 @@ def test_the_table_shows_every_row_and_the_chance_level_once():
     assert "| truth | 50.00 | 50.00 | 1.000 | 1.000 |" in text
     assert text.count("chance level of motion accuracy") == 1
     assert f"| repeated | {rows[0].scores.psnr_frames:.2f} |" in text
-    assert rows[0].as_dict()["motion_accuracy"] == rows[0].motion.accuracy
+    told, scores, motion = rows[0].as_dict(), rows[0].scores, rows[0].motion
+    assert scores.psnr_frames != scores.psnr_clips
+    assert [told[name] for name in ("psnr_frames", "psnr_clips", "ssim", "motion_accuracy", "chance", "tied")] == [
+        scores.psnr_frames, scores.psnr_clips, scores.ssim, motion.accuracy, motion.chance, motion.tied]
 
 
 # ---------------------------------------------------------------------------------------------- the ceiling
@@ -355,3 +359,13 @@ def test_an_unknown_split_is_told():
     single = load_dataset("single-mnist")
     with pytest.raises(ValueError, match="unknown split 'validation': single-mnist has train, test"):
         metrics.evaluate(metrics.first_frame_repeated(), single, "validation")
+
+
+def test_futures_end_in_any_frame_in_which_actions_end():
+    table, asked = CATER["cater-gen-v2"], set()
+    spec = table.spec("test", 0)
+    told = SimpleNamespace(interval=table.interval, with_caption=lambda spec, *_, ends, **__: asked.update(ends),
+                           clips=lambda specs, indices: np.zeros((*indices.shape, 8, 8, 3), np.uint8))
+    batch = SimpleNamespace(dataset=told, specs=[spec], speeds=[0.5], truth=torch.zeros(1, 10, 3, 8, 8))
+    metrics.mean_of_futures(300).videos(batch)
+    assert asked == set(range(20, 31))

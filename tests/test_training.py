@@ -486,7 +486,10 @@ def test_every_parameter_has_one_optimiser_and_muon_gets_the_inner_matrices(whol
     names = {id(parameter): name for name, parameter in mage.named_parameters()}
     assert [type(optimiser).__name__ for optimiser in made] == ["AdamW", "Muon"][:1 + bool(muon)]
     assert [group["base"] for group in groups] == [0.01, 0.03][:len(made)]
+    assert [group["weight_decay"] for group in groups] == ([0.0, 0.05] if muon else [0.05])
     if muon:
+        assert {"generator.anchor_in.weight", "generator.frames_in.weight"} <= {
+            names[id(parameter)] for parameter in made[1].param_groups[0]["params"]}
         inner = {names[id(parameter)] for parameter in made[1].param_groups[0]["params"]}
         assert all(dict(mage.named_parameters())[name].ndim == 2 for name in inner)
         assert "generator.layers.0.qkv.weight" in inner and "generator.frames_in.weight" in inner
