@@ -42,7 +42,7 @@ from mage_core.tokens import block_grid, split_ids
 
 
 @dataclass(frozen=True)
-class Language:
+class CaptionSizes:
     """What is to be known of captions to look for their phrases: sizes, and the ids of padding and of the word at which
     a phrase begins."""
 
@@ -92,8 +92,10 @@ class Advection(nn.Module):
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
                  masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, longest: int = 0,
-                 head_width: int = 8, language: Language | None = None):
+                 head_width: int = 8, language: CaptionSizes | None = None):
         super().__init__()
+        if unet and self.THINGS != PHRASES + 1:
+            raise AssertionError("with a U-Net the things are what phrases name, and the rest of the image")
         self.language = language if unet else None
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
         rows, columns = block_grid(groups, side)

@@ -77,7 +77,7 @@ def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension, in fp32 for half precision: on a CPU three times as fast as in bf16, and exacter."""
+    """Over the last dimension, in fp32 for bf16: on a CPU three times as fast as in bf16, and exacter."""
     if scores.dtype != torch.bfloat16:
         return scores.softmax(-1)
     return scores.float().softmax(-1).to(scores.dtype)
@@ -98,7 +98,7 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float):
         super().__init__()
-        self.p, self.cut = p, round(256 * p)
+        self.p, self.cut = p, min(255, round(256 * p))
 
     def forward(self, x: Tensor) -> Tensor:
         if _as_written or not self.training or x.device.type != "cpu":

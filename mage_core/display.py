@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from mage_core.clips import check_speed
-from mage_core.files import write_whole
+from mage_core.files import check_place, write_whole
 
 TRUTH, GENERATED, ACCENT, QUIET = "#2b6cb0", "#c53030", "#c53030", "#8a8a8a"
 STYLE = {
@@ -70,10 +70,13 @@ def _image_uint8(image: Tensor | np.ndarray) -> np.ndarray:
 def gif_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> bytes:
     """A video (t c H W) as an endless GIF; `scale` enlarges it by a whole factor. Grey survives exactly.
 
-    Raises ValueError for fps outside [0.002, 50], which GIF's 16 bits of 1/100 s cannot show, or scale below 1.
+    Raises ValueError for fps outside [0.002, 50], which GIF's 16 bits of 1/100 s cannot show, for a video that takes
+    longer than they can say of one that stands still, or scale below 1.
     """
-    if not 0.002 <= fps <= 50:
-        raise ValueError(f"fps is {fps!r}: a GIF plays 0.002 to 50 frames a second")
+    _check_fps(fps, 0.002, 50)
+    if len(video) > 1 and len(video) * round(100 / fps) >= 2 ** 16:
+        raise ValueError(f"fps is {fps!r}: {len(video)} frames would take {len(video) / fps:.0f} seconds, and a GIF "
+                         "says no more than 655 of a picture that stands still; give more frames a second")
     frames = [Image.fromarray(frame) for frame in _enlarge(frames_uint8(video), scale)]
     if frames[0].mode == "RGB":  # one palette for all frames, undithered: what stands still does not flicker
         whole = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
@@ -89,10 +92,9 @@ def gif_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> byt
 def mp4_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> bytes:
     """A video (t c H W) as an H.264 MP4; an odd side grows by one pixel, as H.264 asks for even ones.
 
-    Raises ImportError where PyAV is missing, ValueError for fps not above 0 or scale below 1.
+    Raises ImportError where PyAV is missing, ValueError for fps outside [0.001, 1000] or scale below 1.
     """
-    if not fps > 0:
-        raise ValueError(f"fps is {fps!r}: it must be above 0")
+    _check_fps(fps, 0.001, 1000)
     _need_pyav()
     import imageio.v3 as imageio
 
@@ -105,7 +107,9 @@ def mp4_bytes(video: Tensor | np.ndarray, fps: float = 5, scale: int = 1) -> byt
 
 
 def save_gif(video: Tensor | np.ndarray, path: str | Path, fps: float = 5, scale: int = 1) -> Path:
-    """Write a video (t c H W) as a GIF, whole or not at all; returns the path."""
+    """Write a video (t c H W) as a GIF, whole or not at all; returns the path. ValueError for another suffix."""
+    if Path(path).suffix.lower() != ".gif":
+        raise ValueError(f"{str(path)!r} does not end in .gif: name it so, or let `save_video` go by the name")
     return _write(path, gif_bytes(video, fps, scale))
 
 
@@ -147,13 +151,18 @@ def show_gif(video: Tensor | np.ndarray, fps: float = 5, scale: int = 3):
 
 
 def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
-    if scale != int(scale) or scale < 1:
+    if not (isinstance(scale, (int, float, np.number)) and np.isfinite(scale) and scale == int(scale) >= 1):
         raise ValueError(f"scale is {scale!r}: it must be a whole number of at least 1")
     return frames.repeat(int(scale), axis=1).repeat(int(scale), axis=2)
 
 
+def _check_fps(fps: float, least: float, most: float) -> None:
+    if not (isinstance(fps, (int, float, np.number)) and least <= fps <= most):
+        raise ValueError(f"fps is {fps!r}: it must be a number of {least:g} to {most:g} frames a second")
+
+
 def _write(path: str | Path, content: bytes) -> Path:
-    path = Path(path).expanduser()
+    path = check_place(path)
     write_whole(path, lambda temporary: Path(temporary).write_bytes(content))
     return path
 
@@ -169,8 +178,10 @@ def film_strip(videos: Mapping[str, Tensor | np.ndarray], *, title: str | None =
     `videos` maps a row's text (a caption, "truth", "eta = 0.5", ...) to a video (t c H W); the first
     frame and every `every`-th later one are shown. Raises ValueError for no videos or frames of unequal size.
     """
-    if not videos:
+    if not isinstance(videos, Mapping) or not videos:
         raise ValueError("no videos: give a mapping from a row's text to a video (t c H W)")
+    if every < 1:
+        raise ValueError(f"every is {every!r}: it must be at least 1, for each later frame")
     rows = {text: frames_uint8(video) for text, video in videos.items()}
     if len({frames.shape[1:] for frames in rows.values()}) > 1:
         sizes = {text: frames.shape[1:] for text, frames in rows.items()}
@@ -252,7 +263,7 @@ def overlay_attention(image: Tensor | np.ndarray, weights: Tensor | np.ndarray,
     words = [words] if isinstance(words, str) else list(words)
     maps = np.asarray(torch.as_tensor(weights).detach().cpu().float())
     maps = maps[None] if maps.ndim == 2 else maps
-    if maps.ndim != 3 or len(maps) != len(words):
+    if maps.ndim != 3 or len(maps) != len(words) or not maps.size:
         raise ValueError(f"weights of shape {tuple(torch.as_tensor(weights).shape)} for {len(words)} words: "
                          "they must be (h w) for one word or (n h w) for n")
     if not np.isfinite(maps).all() or maps.min() < 0:

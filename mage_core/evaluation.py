@@ -29,7 +29,8 @@ def evaluate_all(generators: dict[str, metrics.FromBatch], dataset, split: str, 
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
-    key = json.dumps([key, list(generators), dataset.about, dataset.content, split, n, seed])
+    captions = [] if dataset.endless else [dataset.caption(dataset.spec(split, index, seed)) for index in range(n)]
+    key = json.dumps([key, list(generators), dataset.about, dataset.content, split, n, seed, *captions])
     rows = _kept(keep, key) if keep is not None else []
     done, saved = rows[0].n if rows else 0, time.monotonic()
     with tqdm(total=n, initial=done, desc=f"evaluation on {dataset.name}", unit="clip", disable=not progress) as bar:
@@ -84,7 +85,5 @@ def _kept(path: Path, key: str) -> list[metrics.Row]:
                 rows.append(metrics.Row(row["name"], row["dataset"], row["split"], parts["scores"], parts.get("motion"),
                                         row["seconds"]))
             return rows
-    except FileNotFoundError:
-        return []
-    except Exception:   # foreign bytes fail in as many ways as there are bytes
+    except Exception:   # no file; foreign bytes fail in as many ways as there are bytes
         return []

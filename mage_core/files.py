@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -26,10 +27,42 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def expanded(path: str | Path) -> Path:
+    """A path, `~` being a user's own folder; ValueError for a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} begins at the folder of a user that there is not: name the folder itself"
+                         ) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A folder for this process: another that wants it waits, and says so. Where the system cannot lock folders
+    (Windows, some of a network), nobody waits."""
+    try:
+        import fcntl
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder.name} is in use by another process: waiting until that is done", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)   # which gives the lock back, as the end of the process does
+
+
 def check_place(path: str | Path) -> Path:
     """A path as `write_whole` can take it, `~` being the user's own folder; ValueError where no file can be written
     there, before there is anything to lose."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mage_core.clips import Dataset, check_speed, text_ids
-from mage_core.files import check_place
-from mage_core.machine import autocast
+from mage_core.files import check_place, expanded
+from mage_core.machine import autocast, device_of
 from mage_core.mage import MAGE
 from mage_core.semantics import check_range
 from mage_core.tokens import code_vectors
@@ -32,25 +32,25 @@ def generate(image, caption: str, speed: float, *, weights: str | Path | Trained
     weights were trained on; `weights` is a name (`mage_core.weights.names()`), a file or what `load` returned; `seed`
     seeds the randomness of a stochastic model, a deterministic one makes the same video every time, and all `samples`
     (at least 1) alike. With `save` the video (the first of several samples) is written, as GIF or MP4 by the name's
-    ending. Raises ValueError, naming the
-    value, the rule and the remedy, for an image of another size or kind, a sentence that does not parse
-    (`CaptionError`), a speed outside the open interval (0, 1), weights that are not there, a seed or
-    number of samples that is none, or a file name of another ending or in a place that cannot be written; ImportError
-    for MP4 without PyAV (the extra `video`).
+    ending. Raises ValueError, naming the value, the rule and the remedy, for an image of another size or kind, a
+    sentence that does not parse (`CaptionError`), a speed outside the open interval (0, 1), weights that are not there,
+    a seed or number of samples that is none, a device that is not there, or a file name of another ending or in a place
+    that cannot be written; ImportError for MP4 without PyAV (the extra `video`).
     """
     speed = check_speed(speed)
+    device = None if device is None else device_of(device)
     if not isinstance(seed, Integral) or not 0 <= seed < 2 ** 63:
         raise ValueError(f"seed is {seed!r}: it must be a whole number from 0 to 2^63 - 1")
-    if not isinstance(samples, Integral) or samples < 1:
+    if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 1:
         raise ValueError(f"samples is {samples}: it must be at least 1, a whole number")
     if save is not None:
         from mage_core import display   # matplotlib and imageio are not needed to train and evaluate
         display.check_video_name(save)
-        save = check_place(save)
     trained = weights if isinstance(weights, Trained) else load(weights)
     dataset = trained.dataset
     sentence = dataset.tidy(caption)
     first = read_image(image, dataset.image_size, dataset.channels)
+    save = None if save is None else check_place(save)
     videos = generate_videos(trained.vqvae, trained.mage, dataset, first[None].expand(samples, -1, -1, -1),
                              [sentence] * samples, [speed] * samples, [int(seed) + i for i in range(samples)],
                              device=device)
@@ -119,19 +119,24 @@ def read_image(image, size: int, channels: int) -> Tensor:
     """
     if isinstance(image, (str, Path)):
         try:
-            with Image.open(image) as opened:
+            with Image.open(expanded(image)) as opened:
                 image = ImageOps.exif_transpose(opened.copy())   # as every viewer turns it
         except FileNotFoundError as error:
             raise ValueError(f"image {str(image)!r} is not a file: give the path of a PNG or JPEG") from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"image {str(image)!r} cannot be read as a picture: give a PNG or JPEG") from error
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"image {str(image)!r} cannot be read as a picture: give a PNG or JPEG of {size} x {size} "
+                             "pixels") from error
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":   # which Pillow would clip at 255
             raise ValueError(f"the image's mode is {image.mode!r}, more than 8 bits a pixel: scale it to 8 bits first, "
                              "e.g. 16 of them by Image.fromarray((np.asarray(image) // 257).astype('uint8'))")
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-        image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        try:
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+            image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        except ValueError as error:
+            raise ValueError(f"the image's mode is {image.mode!r}, of which Pillow makes neither grey nor RGB: convert "
+                             "it first, e.g. image.convert('RGBA')") from error
     try:
         array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     except (TypeError, ValueError) as error:

@@ -30,6 +30,14 @@ from mage_core.processes import ALONE, Alone
 LOOK = 50   # steps on a GPU from one look at the losses to the next: each look waits for the GPU
 
 
+class UnusableCheckpoint(ValueError):
+    """A checkpoint cannot be gone on from; the message says why, and what to do."""
+
+
+class OtherRecipe(UnusableCheckpoint):
+    """A checkpoint is of another recipe than the run that finds it; the message says in what they differ."""
+
+
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and which checkpoint is the last good one."""
 
@@ -177,10 +185,10 @@ def schedule(step: int, steps: int, warm: int = 100, floor: float = 0.02) -> flo
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The curve that a stage wrote, a dict a line; empty where there is none, ValueError where it cannot be read."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{path.name} in {path.parent.name} is not a curve that can be read ({error}): delete it, and "
-                         "training goes on without") from error
+        return [dict(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    except (TypeError, ValueError) as error:
+        raise UnusableCheckpoint(f"{path.name} in {path.parent.name} is not a curve that can be read ({error}): delete "
+                                 "it, and training goes on without") from error
 
 
 def _save(stage: Stage, path: Path, step: int, seconds: float, recent: list[float]) -> None:
@@ -202,23 +210,27 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[float]]:
         state = torch.load(path, map_location="cpu", weights_only=True)   # made on a GPU, it goes on anywhere
         recipe = json.loads(state["recipe"])
     except Exception as error:
-        raise ValueError(f"{path.name} in {path.parent.name} is not a checkpoint that can be read ({error}): "
-                         "delete it to train from nothing") from error
+        raise UnusableCheckpoint(f"{path.name} in {path.parent.name} is not a checkpoint that can be read ({error}): "
+                                 "delete it to train from nothing") from error
     ours = json.loads(json.dumps(stage.recipe))
     if recipe != ours:
         differing = [key for key in ours.keys() | recipe.keys() if ours.get(key) != recipe.get(key)]
-        raise ValueError(f"{path.name} in {path.parent.name} was trained with another recipe "
-                         f"({', '.join(sorted(differing))} differ): choose another folder with --run, "
-                         "or delete this one")
-    for name, part in stage.parts.items():
-        part.load_state_dict(state["parts"][name])
-    for optimiser, saved in zip(stage.optimisers, state["optimisers"]):
-        optimiser.load_state_dict(saved)
-        for parameter, kept in optimiser.state.items():
-            if any(tensor.ndim and tensor.shape != parameter.shape for tensor in kept.values()):
-                raise ValueError(f"{path.name} in {path.parent.name} was written by another version of this code, "
-                                 "whose parameters come in another order: go on with that version, choose another "
-                                 "folder with --run, or delete the file to train from nothing")
+        raise OtherRecipe(f"{path.name} in {path.parent.name} was trained with another recipe "
+                          f"({', '.join(sorted(differing))} differ): choose another folder with --run, "
+                          "or delete this one")
+    try:
+        for name, part in stage.parts.items():
+            part.load_state_dict(state["parts"][name])
+        for optimiser, saved in zip(stage.optimisers, state["optimisers"]):   # none once it is done
+            optimiser.load_state_dict(saved)
+            for parameter, kept in optimiser.state.items():
+                if any(tensor.ndim and tensor.shape != parameter.shape for tensor in kept.values()):
+                    raise ValueError("what its optimisers remember comes in another order")
+    except (KeyError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise UnusableCheckpoint(f"{path.name} in {path.parent.name} was written by another version of this code, "
+                                 f"whose parameters are others ({why}): go on with that version, choose another "
+                                 "folder with --run, or delete the file to train from nothing") from error
     return state["step"], state["seconds"], state.get("recent", [])
 
 
@@ -229,8 +241,9 @@ def seed_of(*what: object) -> int:
 
 def optimisers(model: nn.Module, learning_rate: float, *, muon: float = 0.0, weight_decay: float = 0.0,
                convolutions: Sequence[nn.Parameter] = (), unet_muon: float = 0.0) -> list[torch.optim.Optimizer]:
-    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for the matrices inside the attention and MLP layers, at
-    as many times the learning rate, and with `unet_muon` > 0, at as many, for `convolutions`."""
+    """AdamW; with `muon` > 0, Muon (orthogonalised momentum) for what is a matrix inside the attention and MLP layers
+    (the biases of offsets along an axis are, a row a head), at as many times the learning rate, and with `unet_muon` >
+    0, at as many, for `convolutions`."""
     inner, other, among = [], [], {id(parameter) for parameter in convolutions if unet_muon}
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.endswith(("anchor_in.weight", "frames_in.weight")))

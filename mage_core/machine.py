@@ -76,6 +76,21 @@ def _is_our_command() -> bool:
     return getattr(spec, "name", "").partition(".")[0] == "mage_core"
 
 
+def device_of(named: str | torch.device | None = None) -> torch.device:
+    """The device of a name, by default a GPU where there is one; ValueError for one that this machine has not."""
+    if named is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(named)
+        there = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    except (RuntimeError, TypeError):
+        there = False
+    if not there:
+        known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"device is {named!r}: this machine has {', '.join(map(repr, known))}")
+    return device
+
+
 def has_fast_bf16(device: str | torch.device = "cpu") -> bool:
     """Whether bf16 arithmetic is much faster than fp32 on this device: a CPU with AMX, or a GPU that has bf16.
 

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mage_core import machine
-from mage_core.advection import Advection, Displaced, Language
+from mage_core.advection import Advection, CaptionSizes, Displaced
 from mage_core.axial import AxialTransformer, FrameCache, QuickMLP, sampled_frames, sinusoids
 from mage_core.motion_anchor import MotionAnchor, Posterior, TextEncoder, kl_from_normal, padding_bias
 from mage_core.phrases import SHRINKS
@@ -263,7 +263,7 @@ class MAGE(nn.Module):
                                    patch=config.patch, reach=config.advection, masks=config.masks,
                                    grid=(config.rows, config.columns), unet=config.unet, longest=config.longest,
                                    head_width=config.head_width,
-                                   language=Language(config.vocabulary_size, config.context_length, config.pad_id,
+                                   language=CaptionSizes(config.vocabulary_size, config.context_length, config.pad_id,
                                                      config.phrases)) if config.advection else None
 
     # ---- training
@@ -373,18 +373,24 @@ class MAGE(nn.Module):
     def _displacements(self, anchor: Tensor | None, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor,
                        lengths: Tensor | None, shift: tuple[int, int] = (0, 0)) -> Displaced:
         """`displacements` as one look, at the image shifted, finds them."""
-        steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
-        if longest := self.config.longest:
-            b, every = len(speed), torch.arange(longest, device=speed.device)
-            asked = (every + 1).repeat(b) if lengths is None else lengths
-            frames = sampled_frames(asked, speed.repeat_interleave(len(asked) // b), self.config.intervals,
-                                    self.config.clip_length)[:, steps]
-            times = self.generator.passed(frames if lengths is not None else every.expand(b, -1))
+        if self.config.longest and lengths is None:   # in every frame that videos have; then which are shown
+            b, every = len(speed), torch.arange(self.config.longest, device=speed.device)
+            times = self.generator.passed(every.expand(b, -1))
             displaced = self.advection.displacements(None, first_token_ids, times, text_ids, shift)
-            return displaced if lengths is not None else self.advection.mixed(displaced, frames.unflatten(0, (b, -1)))
+            frames = self._frames_shown((every + 1).repeat(b), speed.repeat_interleave(len(every)))
+            return self.advection.mixed(displaced, frames.unflatten(0, (b, -1)))
+        if self.config.longest:   # in the frames that a clip of such a video shows
+            times = self.generator.passed(self._frames_shown(lengths, speed))
+            return self.advection.displacements(None, first_token_ids, times, text_ids, shift)
+        # of videos that all have one length, or where nobody asks
+        steps = torch.arange(1, self.config.clip_length, device=first_token_ids.device)
         times = self.generator.positions(steps, speed)[..., 0, 0, :].expand(len(first_token_ids), -1, -1)
         anchor = None if self.config.unet else self.generator.look(anchor, speed)
         return self.advection.displacements(anchor, first_token_ids, times, text_ids, shift)
+
+    def _frames_shown(self, lengths: Tensor, speed: Tensor) -> Tensor:
+        """Which frames of videos of so many (n,) clips at speeds (n,) show, the first left out: (n t-1)."""
+        return sampled_frames(lengths, speed, self.config.intervals, self.config.clip_length)[:, 1:]
 
     def _things(self, anchor: Tensor, first_token_ids: Tensor, text_ids: Tensor, speed: Tensor, *,
                 looks: int = 1, at_one_place: bool = False) -> Tensor | None:

@@ -164,9 +164,9 @@ def batched(generate: Callable[[Tensor, Sequence[str], Sequence[float], Sequence
     return FromBatch(lambda batch: generate(batch.images, batch.captions, batch.speeds, batch.seeds))
 
 
-def first_frame_repeated(clip_length: int = 10) -> FromBatch:
+def first_frame_repeated() -> FromBatch:
     """The lower baseline: nothing ever moves."""
-    return FromBatch(lambda batch: repeat(batch.images, "b c h w -> b t c h w", t=clip_length))
+    return FromBatch(lambda batch: repeat(batch.images, "b c h w -> b t c h w", t=batch.truth.shape[1]))
 
 
 def reconstruction(vqvae: torch.nn.Module) -> FromBatch:

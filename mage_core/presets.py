@@ -35,7 +35,8 @@ class VQVAERecipe:
     images: int
     batch: int
     learning_rate: float
-    commitment: float            # weight of eq. 1's last term, beside a mean squared error in [0, 1] x `reconstruction`
+    commitment: float            # weight of eq. 1's last term, beside a mean squared error x `reconstruction`, in the
+                                 # network's range of pixels
     reconstruction: float
     crop: int | None = None      # token rows: train on squares of this side, cut on the token grid around what moves
     pool: int | None = None      # frames drawn once, of which each step takes some; None: fresh frames every step
@@ -54,10 +55,20 @@ class VQVAERecipe:
         _between(self, "vqvae.", "learning_rate", "reconstruction", low=0.0, above=True)
         _between(self, "vqvae.", "commitment", "warm_images", "encoder_blocks", "decoder_blocks", low=0)
         _between(self, "vqvae.", "decoder_alone", low=0.0, high=1.0)
-        if self.decoder_alone and self.warm_images > (1 - self.decoder_alone) * self.images:
+        if self.warm_images and self.warm_steps >= self.alone_from:
             raise ValueError(f"vqvae.warm_images is {self.warm_images}, and of {self.images} images the decoder learns "
                              f"alone from the last {self.decoder_alone:g}: codes must be laid before that, so take "
                              "fewer warm images or a smaller share")
+
+    @property
+    def warm_steps(self) -> int:
+        """Steps before the codebook is laid and quantising begins."""
+        return math.ceil(self.warm_images / self.batch)
+
+    @property
+    def alone_from(self) -> float:
+        """The step from which the decoder learns alone; infinity for never."""
+        return round((1 - self.decoder_alone) * self.images / self.batch) if self.decoder_alone else math.inf
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,9 @@ class MAGERecipe:
         _between(self, "mage.", "learning_rate", low=0.0, above=True)
         _between(self, "mage.", "muon", "unet_muon", "weight_decay", "more_anchors", low=0)
         _between(self, "mage.", "hide_all", "hide_some", "own_frames", low=0.0, high=1.0)
+        if self.hide_all + self.hide_some > 1:
+            raise ValueError(f"mage.hide_all is {self.hide_all} and hide_some {self.hide_some}: they are shares of the "
+                             "same clips, and must not be more than 1 together")
         if self.later_frames is not None and self.later_frames < 0:
             raise ValueError(f"mage.later_frames is {self.later_frames}: it must be 0 or more, or None for all")
         parts = ("visual_tokens", "text_encoder", "motion_anchor", "generator") + ("advection",) * (self.advection > 0)
@@ -216,6 +230,11 @@ COLOUR = {
 TWO_MOVE = ("double-mnist", "modified-mnist")
 
 
+def preset_of_environment() -> str:
+    """The preset that MAGE_PRESET names, `auto` where it names none."""
+    return os.environ.get("MAGE_PRESET", "").strip() or "auto"
+
+
 def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
     """The preset of a name, as it is for a dataset (see `COLOUR` and `TWO_MOVE`).
 
@@ -224,7 +243,7 @@ def preset(name: str = "auto", dataset_name: str = "single-mnist") -> Preset:
     """
     source = "preset"
     if name == "auto":
-        name, source = os.environ.get("MAGE_PRESET", "").strip() or "auto", "MAGE_PRESET"
+        name, source = preset_of_environment(), "MAGE_PRESET"
     if name == "auto":
         name = "paper" if torch.cuda.is_available() else "quick"
     if name not in PRESETS:
@@ -259,8 +278,10 @@ def sized_like(chosen: Preset, start: MAGEConfig) -> Preset:
 def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
     """A preset with some fields changed, each as `stage.field=value` or `field=value`, e.g. `mage.samples=100_000`.
 
-    ValueError for a field that there is not, or a value that is not a Python literal of the field's kind.
+    ValueError for a field that there is not, a value that is not a Python literal of the field's kind, or values that
+    do not go together, whatever their order.
     """
+    new: dict[str, dict[str, object]] = {}
     for change in changes:
         name, equals, text = change.partition("=")
         stage, dot, field = name.rpartition(".")
@@ -281,9 +302,10 @@ def changed(chosen: Preset, changes: Sequence[str]) -> Preset:
         if type(value) not in kinds:
             raise ValueError(f"{change!r}: {text!r} must be "
                              f"{' or '.join(known_kind.__name__ for known_kind in kinds)}, such as {before!r}")
-        part = dataclasses.replace(part, **{field: value})
-        chosen = dataclasses.replace(chosen, **{stage: part}) if dot else part
-    return chosen
+        new.setdefault(stage, {})[field] = value
+    own = new.pop("", {})
+    parts = {stage: dataclasses.replace(getattr(chosen, stage), **fields) for stage, fields in new.items()}
+    return dataclasses.replace(chosen, **own, **parts)
 
 
 def vqvae_config(recipe: VQVAERecipe, dataset) -> VQVAEConfig:

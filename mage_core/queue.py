@@ -39,7 +39,7 @@ from mage_core.files import cache_folder, data_folder, sha256, write_whole
 from mage_core.loop import read_curve
 from mage_core.machine import describe as describe_machine
 from mage_core.machine import relaunch_with_fast_allocator
-from mage_core.presets import Preset, changed, describe, preset
+from mage_core.presets import Preset, changed, describe, preset, preset_of_environment
 from mage_core.training import commit, results, train, without_paths
 
 DATASETS = ("single-mnist", "double-mnist", "modified-mnist", "cater-gen-v1", "cater-gen-v2")   # explicit captions
@@ -107,21 +107,30 @@ def listing(folder: Path, names: Sequence[str] = DATASETS) -> str:
              "|---|---|---|---|---|---|---|---|"]
     for name in names:
         cells, error = ["–"] * 4, folder / name / "error.txt"
-        note = error.read_text().strip().splitlines()[-1][:100] if error.exists() else ""
+        note = (error.read_text().strip().splitlines() or ["it says nothing"])[-1][:100] if error.exists() else ""
         try:
             found = progress_of(folder / name)
+            if found.state == "finished":
+                cells = _figures(folder / name / "weights.json")
         except QueueError as problem:
             lines.append(f"| {name} | damaged | – | {' | '.join(cells)} | {problem} |")
             continue
-        if found.state == "finished":
-            rows = {row["name"]: row for row in json.loads((folder / name / "weights.json").read_text())["results"]}
-            ours = rows["MAGE"]
-            cells = [f"{ours['psnr_frames']:.2f} / {ours['psnr_clips']:.2f}", f"{ours['ssim']:.3f}",
-                     f"{ours['motion_accuracy']:.3f}" if "motion_accuracy" in ours else "–",
-                     f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}"]
         step = f", step {found.step:,}" if found.step else ""
         lines.append(f"| {name} | {found.state}{step} | {found.seconds / 60:.1f} | {' | '.join(cells)} | {note} |")
     return "\n".join(lines)
+
+
+def _figures(path: Path) -> list[str]:
+    """What a finished entry's card says, as cells of the list."""
+    try:
+        rows = {row["name"]: row for row in json.loads(path.read_text())["results"]}
+        ours = rows["MAGE"]
+        return [f"{ours['psnr_frames']:.2f} / {ours['psnr_clips']:.2f}", f"{ours['ssim']:.3f}",
+                f"{ours['motion_accuracy']:.3f}" if "motion_accuracy" in ours else "–",
+                f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise QueueError(f"{path.parent.name}/{path.name} has no figures ({error!r}): delete it, and the entry is made "
+                         "anew from its checkpoints") from error
 
 
 # ---------------------------------------------------------------- working on it
@@ -183,7 +192,7 @@ def work(folder: Path, chosen: str = "auto", *, minutes: float = 9.0, names: Seq
 
 def preset_for(chosen: str, name: str) -> Preset:
     """The queue's preset for a dataset: `auto` is `gpu` on a GPU and `quick` on a CPU, unless MAGE_PRESET names one."""
-    if chosen == "auto" and not os.environ.get("MAGE_PRESET"):
+    if chosen == "auto" and preset_of_environment() == "auto":
         chosen = "gpu" if torch.cuda.is_available() else "quick"
     found = preset(chosen, name)
     return changed(found, CHANGES.get(found.name, {}).get(name, ()))
@@ -296,9 +305,11 @@ def take_up(folder: Path, source: Path) -> list[str]:
         for name in entries:
             if name not in DATASETS or _rank(folder / name) >= ranks[name]:
                 continue
-            for file in (*CHECKPOINTS, *SMALL, *RESULT, "evaluation.npz"):   # nothing of the old beside the new
+            # nothing of the old beside the new; and last what says how far it is, lest a kill leave the rest behind
+            files = (*SMALL, "evaluation.npz", *CHECKPOINTS, *RESULT)
+            for file in reversed(files):
                 (folder / name / file).unlink(missing_ok=True)
-            for file in (*CHECKPOINTS, *SMALL, *RESULT, "evaluation.npz"):
+            for file in files:
                 if f"{name}/{file}" in archive.getnames():
                     part = archive.extractfile(f"{name}/{file}").read()
                     write_whole(folder / name / file, lambda temporary: temporary.write_bytes(part))
@@ -343,6 +354,8 @@ def publish(folder: Path, target: Path | None = None, names: Sequence[str] = DAT
                 told[name] = "not finished"
                 continue
             ours = _psnr(weights.load(source).card)   # whole, or an error
+            if ours is None:
+                raise ValueError("its card has no figures of MAGE: delete it, and the entry is made anew")
             theirs = _psnr(json.loads(there.read_text())) if there.exists() else None
         except (QueueError, ValueError) as error:
             told[name] = f"{DAMAGED}: {error}"
@@ -358,7 +371,11 @@ def publish(folder: Path, target: Path | None = None, names: Sequence[str] = DAT
 
 
 def _psnr(card: dict) -> float | None:
-    return next((row["psnr_frames"] for row in card.get("results", []) if row["name"] == "MAGE"), None)
+    """What a card says that MAGE has, None where it was not measured; ValueError for what is no card."""
+    try:
+        return next((row["psnr_frames"] for row in card.get("results", []) if row["name"] == "MAGE"), None)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"its card is none of ours ({error!r}): move it away") from error
 
 
 # ---------------------------------------------------------------- the command line
@@ -381,11 +398,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the queue is one process: several GPUs train with accelerate launch -m mage_core.training")
     for name in ("folder", "export", "source"):   # a shell leaves the ~ of --export=~/there
         setattr(given, name, getattr(given, name) and getattr(given, name).expanduser())
+        if (place := getattr(given, name)) is not None and place.exists() and not place.is_dir():
+            parser.error(f"{place} is a file, and is to be a folder: name another")
     if math.isnan(given.minutes):
         parser.error("--minutes is nan: give a number of minutes")
     folder, names = given.folder or cache_folder() / "queue", given.datasets.split(",")
     if unknown := [name for name in names if name not in DATASETS]:
         parser.error(f"unknown entry {unknown[0]!r}: choose from {', '.join(DATASETS)}")
+    if any(change.partition("=")[0] == "test_clips" for change in given.changes):
+        parser.error("test_clips is not for the queue, which judges whole test splits: leave it out")
+    works = given.minutes > 0 and not (given.list or given.publish)
+    try:
+        for name in names if works else ():
+            changed(preset_for(given.preset, name), given.changes)
+    except ValueError as error:   # what was asked for wrongly is told in a line
+        parser.error(str(error))
     command = "python -m mage_core.queue " + " ".join(without_paths(sys.argv[1:] if arguments is None else arguments))
     try:
         if given.source:
@@ -396,7 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}: {told}")
             return 1 if any(told.startswith(DAMAGED) for told in found.values()) else 0
         worked, failed = [], []
-        if given.minutes > 0 and not given.list:
+        if works:
             print(describe_machine(), flush=True)
             worked, failed = work(folder, given.preset, minutes=given.minutes, names=names, changes=given.changes,
                                   command=command, target=given.export)

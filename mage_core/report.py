@@ -30,9 +30,10 @@ def results_table(folder: Path | None = None) -> str:
     """Ours beside the paper's as Markdown, from the cards in `folder` (default `data/weights`).
 
     A "–" stands where nothing was measured; the notes below say which datasets have no weights, and for the others on
-    what machine and in how long they were trained, and on how many test pairs the figures stand.
+    what machine and in how long they were trained, and on how many test pairs the figures stand. ValueError, naming the
+    file, for what is no card.
     """
-    folder = folder or data_folder() / "weights"
+    folder = Path(folder or data_folder() / "weights")
     lines = ["| dataset | SSIM, paper | SSIM | PSNR of the VQ-VAE, paper | PSNR of the VQ-VAE | PSNR of MAGE, paper | "
              "PSNR of MAGE, frames / clips | first frame repeated | ceiling, frames / clips | "
              "motion accuracy / ceiling |",
@@ -40,19 +41,27 @@ def results_table(folder: Path | None = None) -> str:
     notes = []
     for name, (title, ssim, vqvae, mage) in PAPER.items():
         path = folder / f"{name}.json"
-        card = {"dataset": name} | json.loads(path.read_text()) if path.exists() else {}
-        rows = {row["name"]: row for row in card.get("results", [])}
-        cells = ["–"] * 6
-        if rows:
-            ours, still, ceiling = rows["MAGE"], rows["first frame repeated"], rows.get("perfect predictor")
-            cells = [f"{ours['ssim']:.3f}", f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}", _psnr(ours),
-                     f"{still['psnr_frames']:.2f}", _psnr(ceiling), f"{_motion(ours)} / {_motion(ceiling)}"]
-            notes.append(_note(title, card, ours, load_dataset(name).sizes["train"]))
-        else:
-            notes.append(f"{title}: no weights yet.")
+        try:
+            card = {"dataset": name} | json.loads(path.read_text()) if path.exists() else {}
+            cells, note = _cells_and_note(title, card, load_dataset(name).sizes["train"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a card of measured weights ({error!r}): take it from the repository "
+                             "again, or train again") from error
+        notes.append(note)
         lines.append(f"| {title} | {ssim:.2f} | {cells[0]} | {vqvae:.2f} | {cells[1]} | {mage:.2f} | "
                      + " | ".join(cells[2:]) + " |")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def _cells_and_note(title: str, card: dict, papers: int) -> tuple[list[str], str]:
+    """What a card adds to its dataset's line of the table, and the note below."""
+    rows = {row["name"]: row for row in card.get("results", [])}
+    if not rows:
+        return ["–"] * 6, f"{title}: no weights yet."
+    ours, still, ceiling = rows["MAGE"], rows["first frame repeated"], rows.get("perfect predictor")
+    return [f"{ours['ssim']:.3f}", f"{rows['VQ-VAE reconstruction']['psnr_frames']:.2f}", _psnr(ours),
+            f"{still['psnr_frames']:.2f}", _psnr(ceiling),
+            f"{_motion(ours)} / {_motion(ceiling)}"], _note(title, card, ours, papers)
 
 
 def _psnr(row: dict | None) -> str:

@@ -65,8 +65,9 @@ def retokenise(start: Trained, vqvae: VQVAE, seed: int = 0) -> MAGE:
 def _looked_at(start: Trained, vqvae: VQVAE, seed: int, draw: torch.Generator) -> tuple[Tensor, ...]:
     """Old and new ids (n,) of the same patches; the old model's features (m d) and the new ids (m,) that come next.
 
-    Half of the clips are shown to the model as they are, half as it generates them. Of patches that are background
-    some are taken, of targets as many as of the others.
+    Half of the clips are shown to the model as they are, half as it generates them, and to one that is not
+    `autoregressive` none but their first frames, as in generation. Of patches that are background some are taken, of
+    targets nearly as many as of the others.
     """
     dataset, mage = start.dataset, start.mage
     parts: list[tuple[Tensor, ...]] = []
@@ -81,7 +82,10 @@ def _looked_at(start: Trained, vqvae: VQVAE, seed: int, draw: torch.Generator) -
         words = text_ids([dataset.caption(spec) for spec in specs], dataset)
         eta = torch.tensor(speeds, dtype=torch.float32)
         with autocast("cpu"):
-            given = mage.generate(old[:, 0], words, eta) if number % 2 else old
+            if mage.config.autoregressive:
+                given = mage.generate(old[:, 0], words, eta) if number % 2 else old
+            else:
+                given = F.pad(old[:, :1], (0, 0, 0, 0, 0, old.shape[1] - 1), value=mage.config.hidden_id)
             features, _ = mage._features(given[:, :-1], words, eta, None, torch.arange(dataset.clip_length - 1))
         targets = new[:, 1:]
         filled, seen = targets != 0, new != 0

@@ -230,7 +230,7 @@ class _Question:
         return packed.reshape(-1, *self.own.shape[1:]) ^ self.own[-1]
 
 
-@lru_cache(maxsize=2_000)  # about 100 kB each: several generators are judged with the same pictures
+@lru_cache(maxsize=500)  # about half a MB each: several generators are judged with the same pictures
 def _question(dataset: CaterGen, spec: scene.Spec, speed: float, clip_length: int) -> _Question:
     indices = frame_indices(scene.FRAMES, speed, dataset.interval, clip_length)[1:]
     own = dataset.clips([spec], indices[None])[0]

@@ -42,14 +42,24 @@ from mage_core.batches import Clips, DeviceFrames, training_batch
 from mage_core.cater import CaterGen
 from mage_core.clips import available, encode_frames, frame_pool, load_dataset, token_clips, watched
 from mage_core.evaluation import evaluate_all
-from mage_core.files import cache_folder, data_folder, write_whole
+from mage_core.files import alone_in, cache_folder, data_folder, expanded, write_whole
 from mage_core.generate import generate_videos
-from mage_core.loop import Stage, fit, optimisers, read_curve, seed_of
-from mage_core.machine import autocast, relaunch_with_fast_allocator, tf32
+from mage_core.loop import OtherRecipe, Stage, TrainingStopped, UnusableCheckpoint, fit, optimisers, read_curve, seed_of
+from mage_core.machine import autocast, device_of, relaunch_with_fast_allocator, tf32
 from mage_core.machine import describe as describe_machine
 from mage_core.mage import MAGE, check_start
 from mage_core.moving_mnist import MovingMNIST
-from mage_core.presets import COMPILE, Preset, changed, describe, mage_config, preset, sized_like, vqvae_config
+from mage_core.presets import (
+    COMPILE,
+    Preset,
+    changed,
+    describe,
+    mage_config,
+    preset,
+    preset_of_environment,
+    sized_like,
+    vqvae_config,
+)
 from mage_core.processes import ALONE, Alone, processes
 from mage_core.retokenise import retokenise
 from mage_core.tokens import split_ids
@@ -87,7 +97,7 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     # batch normalisation asks for whole batches: then each process sees them, and all do the same
     whole = any(isinstance(module, nn.BatchNorm2d) for module in vqvae.modules())
     part = slice(None) if whole else team.part(recipe.batch)
-    warm_steps = math.ceil(recipe.warm_images / recipe.batch)
+    warm_steps, alone_from = recipe.warm_steps, recipe.alone_from
     if recipe.background:
         vqvae.background.copy_(frames.background)
     if not (folder / "vqvae.pt").exists() and (not warm_steps or recipe.shape == "patch"):
@@ -99,7 +109,6 @@ def train_vqvae(chosen: Preset, dataset, folder: Path, *, seed: int = 0, until: 
     looks = 256 * 64 ** 2 // dataset.image_size ** 2   # as many pixels for every dataset
     held_out = FrameSource.held_out(dataset, looks, seed, kept=recipe.pool is not None).batch(0, looks).to(device)
     kept: dict[str, object] = {}
-    alone_from = round((1 - recipe.decoder_alone) * recipe.images / recipe.batch) if recipe.decoder_alone else math.inf
     frames_for_codes = max(4, round(1.5 * recipe.codebook_size / 512)) * 512
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
@@ -487,13 +496,21 @@ def check(dataset, chosen: Preset, *, start: weights.Trained | None = None, new_
     """ValueError for what cannot be trained, before any work: arguments as `train`.
 
     Such are a start and a first stage at once, new tokens without a start, weights for other images, sizes that cannot
-    be built, advection without patches, a U-Net in several processes, and pairs that a dataset has not.
+    be built, advection without patches, a U-Net in several processes, batches that these cannot share evenly, pairs
+    that a dataset has not, and videos of a folder that cannot be read.
     """
     if chosen.mage.advection and chosen.mage.unet and team.count > 1:
         raise ValueError(f"mage.unet is {chosen.mage.unet}, and {team.count} processes share the work: its batch "
                          "normalisation asks for whole batches, so train in one process, or without (--set "
                          "mage.unet=0)")
+    batches = [chosen.mage.batch] + [chosen.mage.more_anchors] * (chosen.mage.advection > 0)
+    if chosen.vqvae.shape == "patch" and (new_tokens or (start is None and first_stage is None)):
+        batches.append(chosen.vqvae.batch)   # of the other shape each process sees the whole
+    for size in batches:
+        team.part(size)
     pairs_of(chosen, dataset)
+    if not dataset.endless:
+        _ = dataset.video_length   # whether each video of a folder can be read
     if new_tokens and start is None:
         raise ValueError("new tokens are for weights to go on from, and none are given: name some (on the command line "
                          "--start), or leave this out")
@@ -525,53 +542,55 @@ def train(dataset, chosen: Preset, *, seed: int = 0, folder: Path | None = None,
     its VQ-VAE is taken as it is and its MAGE is trained on; with `new_tokens` the preset's own VQ-VAE is trained, and
     the MAGE goes over to its tokens first (`retokenise`). With `first_stage` its VQ-VAE is taken as it is, and MAGE
     trained from nothing. `command` is what the card says that made them. Processes that Accelerate started
-    (`processes`) share the work, and all get the result. Raises ValueError, before any work, for what cannot be
-    trained (`check`), and TrainingStopped as `loop.fit`.
+    (`processes`) share the work, and all get the result. Where another run works in the folder, it waits for that.
+    Raises ValueError, before any work, for what cannot be trained (`check`), and TrainingStopped as `loop.fit`.
     """
     seed = operator.index(seed)   # numpy's numbers read otherwise, and would seed otherwise
     team = processes(device) if team is None else team
     check(dataset, chosen, start=start, new_tokens=new_tokens, first_stage=first_stage, team=team)
-    device = team.device or torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = folder or run_folder(dataset, chosen, seed)
+    device = team.device or device_of(device)
+    folder = Path(folder or run_folder(dataset, chosen, seed))
     folder.mkdir(parents=True, exist_ok=True)
-    until = None if minutes is None else time.monotonic() + 60 * minutes
-    shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
-    pairs, given = pairs_of(chosen, dataset), start or first_stage
-    if new_tokens:
-        start = _with_frames(start, dataset)
-    if given is None or new_tokens:
-        vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
+    with alone_in(folder) if team.main else nullcontext():   # two runs would write over one another's checkpoints
+        until = None if minutes is None else time.monotonic() + 60 * minutes
+        shared = {"seed": seed, "until": until, "device": device, "progress": progress, "team": team}
+        pairs, given = pairs_of(chosen, dataset), start or first_stage
+        if new_tokens:
+            start = _with_frames(start, dataset)
+        if given is None or new_tokens:
+            vqvae, done = train_vqvae(chosen, dataset, folder, **shared)
+            if not done:
+                return None
+            if new_tokens:
+                start = _with_tokens_of(vqvae, start, folder, seed, team)
+        else:
+            vqvae = given.vqvae
+        if until is not None and machine.waits(device) and team.any(until - time.monotonic() < PREPARE_SECONDS):
+            return None
+        mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)
         if not done:
             return None
-        if new_tokens:
-            start = _with_tokens_of(vqvae, start, folder, seed, team)
-    else:
-        vqvae = given.vqvae
-    if until is not None and machine.waits(device) and team.any(until - time.monotonic() < PREPARE_SECONDS):
-        return None
-    mage, done = train_mage(chosen, dataset, vqvae, folder, start=start, **shared)
-    if not done:
-        return None
-    path = folder / "weights.safetensors"
-    if team.main:
-        stages = ("vqvae", "mage") if given is None or new_tokens else ("mage",)   # of those that lie there, this run's
-        curves = {stage: curve for stage in stages if (curve := read_curve(folder / f"{stage}.jsonl"))}
-        about = {**dataset.about, "preset": chosen.name, "seed": seed,
-                 "recipe": dataclasses.asdict(chosen), "first_pair": pairs.start, "pairs": pairs.stop,
-                 "command": command or "mage_core.training.train",
-                 "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
-                 "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
-        for name, source in (("start", start), ("first_stage", first_stage)):
-            if source is not None:
-                about[name] = {key: source.card[key] for key in START if key in source.card}
-        if (speed := _read_speed(folder)) is not None:
-            about["speed"] = speed
-        if not _is_of(path, about, *dataset.about, "seed", "recipe", "curves"):   # who trained nothing changes nothing
-            weights.save(path, vqvae, mage, about, precision=chosen.precision)
-    team.wait()
-    trained = weights.load(path)
-    trained.dataset = dataset   # a card only describes a folder of videos
-    return trained
+        path = folder / "weights.safetensors"
+        if team.main:
+            stages = ("vqvae", "mage") if given is None or new_tokens else ("mage",)   # of what lies there
+            curves = {stage: curve for stage in stages if (curve := read_curve(folder / f"{stage}.jsonl"))}
+            about = {**dataset.about, "preset": chosen.name, "seed": seed,
+                     "recipe": dataclasses.asdict(chosen), "first_pair": pairs.start, "pairs": pairs.stop,
+                     "command": command or "mage_core.training.train",
+                     "commit": commit(), "machine": describe_machine(), "processes": team.count, "curves": curves,
+                     "seconds": {stage: curve[-1]["seconds"] for stage, curve in curves.items()}}
+            for name, source in (("start", start), ("first_stage", first_stage)):
+                if source is not None:
+                    about[name] = {key: source.card[key] for key in START if key in source.card}
+            if (speed := _read_speed(folder)) is not None:
+                about["speed"] = speed
+            # who trained nothing changes nothing
+            if not _is_of(path, about, *dataset.about, "seed", "recipe", "curves"):
+                weights.save(path, vqvae, mage, about, precision=chosen.precision)
+        team.wait()
+        trained = weights.load(path)
+        trained.dataset = dataset   # a card only describes a folder of videos
+        return trained
 
 
 def _is_of(path: Path, about: dict, *names: str) -> bool:
@@ -609,7 +628,8 @@ def _with_tokens_of(vqvae: VQVAE, start: weights.Trained, folder: Path, seed: in
 
 
 def commit() -> str | None:
-    """The commit that this code is of, with "+" where files have changed since; None outside of a git checkout."""
+    """The commit that this code is of, with "+" where files have changed since; None outside of a git checkout, or
+    inside of another project's."""
     top = data_folder().parent
     try:
         asked = [subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True).stdout.strip()
@@ -617,7 +637,8 @@ def commit() -> str | None:
                                ["status", "--porcelain", "--untracked-files=no"])]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return asked[0].splitlines()[-1][:12] + ("+" if asked[1] else "")
+    *inside, head = asked[0].splitlines()
+    return None if inside else head[:12] + ("+" if asked[1] else "")
 
 
 def results(trained: weights.Trained, n: int | None = None, *, split: str = "test", seed: int = 0,
@@ -630,7 +651,7 @@ def results(trained: weights.Trained, n: int | None = None, *, split: str = "tes
     known for what the simulators draw. `keep` and `until` are those of `evaluation.evaluate_all`: None where time ran
     out. Runs on a GPU where there is one.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(device)
     dataset, vqvae, mage = trained.dataset, trained.vqvae.to(device), trained.mage.to(device)
     rows = {"MAGE": generator(vqvae, mage), "first frame repeated": metrics.first_frame_repeated(),
             "VQ-VAE reconstruction": metrics.reconstruction(vqvae)}
@@ -649,9 +670,9 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
 
     `weights_name` is "shipped" (the weights that ship for the dataset, where there are any and the preset was left at
     auto), "train" (never those), or a name or file for `weights.load`. `digit_set`, `mode` and `videos` are those of
-    `clips.load_dataset`. A run in the preset's own folder that another recipe made, or other captions, is deleted and
-    trained anew: give runs with `--set` a `--run` of their own. Prints what was used; ValueError for weights of another
-    dataset.
+    `clips.load_dataset`. A run in the preset's own folder that another recipe made, or other captions, done or not, is
+    deleted and trained anew: give runs with `--set` a `--run` of their own. Weights there that are damaged are made
+    again from the run's checkpoints. Prints what was used; ValueError for weights of another dataset.
     """
     if weights_name not in ("shipped", "train"):
         found = weights.load(weights_name)
@@ -660,7 +681,7 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
                              f"{dataset_name}: ask for the one that they are of, or for other weights")
         print(f"weights {weights_name}")
         return found
-    explicit = preset_name != "auto" or os.environ.get("MAGE_PRESET")
+    explicit = preset_name != "auto" or preset_of_environment() != "auto"
     shipped = mode == "explicit" and videos is None   # what the weights that ship were trained on
     if weights_name == "shipped" and shipped and not explicit and dataset_name in weights.names():
         print(f"the weights that ship for {dataset_name}")
@@ -668,16 +689,20 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
     chosen, dataset = preset(preset_name, dataset_name), load_dataset(dataset_name, digit_set, mode=mode, videos=videos)
     folder = run_folder(dataset, chosen, seed)
     kept = folder / "weights.safetensors"
-    if kept.exists():
-        found, about = weights.load(kept), {**dataset.about, "recipe": dataclasses.asdict(chosen)}
-        if _is_of(kept, about, *about):
-            found.dataset = dataset
-            print(f"reused the {chosen.name} run of {dataset_name} that is on disk")
-            return found
-        if "recipe" in found.card:   # the preset has changed since, or the captions; without a card it goes on
-            shutil.rmtree(folder)
+    about = {**dataset.about, "recipe": dataclasses.asdict(chosen)}
+    if _is_of(kept, about, *about):
+        found = weights.load(kept)
+        found.dataset = dataset
+        print(f"reused the {chosen.name} run of {dataset_name} that is on disk")
+        return found
     print(f"training {dataset_name} with the preset {chosen.name}: nothing was found to reuse")
-    return train(dataset, chosen, seed=seed, folder=folder, progress=progress)
+    if _is_of(kept, {}) and "recipe" in weights.load(kept).card:   # the preset has changed since, or the captions
+        shutil.rmtree(folder)
+    try:
+        return train(dataset, chosen, seed=seed, folder=folder, progress=progress)
+    except OtherRecipe:   # of a run that was not done
+        shutil.rmtree(folder)
+        return train(dataset, chosen, seed=seed, folder=folder, progress=progress)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -701,7 +726,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", action="store_true", help="with --start: train the preset's own VQ-VAE, and "
                         "let MAGE go over to its tokens, in place of taking the VQ-VAE of those weights")
     given = parser.parse_args(arguments)
-    given.run = given.run and given.run.expanduser()
     if given.minutes is not None and math.isnan(given.minutes):
         parser.error("--minutes is nan: give a number of minutes, or leave it out")
     if given.minutes is not None and torch.cuda.is_available() and 60 * given.minutes <= PREPARE_SECONDS:
@@ -709,6 +733,10 @@ def main(arguments: list[str] | None = None) -> None:
                      "before its first step; give it more")
 
     try:   # what was asked for wrongly is told in a line
+        if given.run is not None:
+            given.run = expanded(given.run)
+            if given.run.exists() and not given.run.is_dir():
+                raise ValueError(f"--run is {given.run}, which is a file: name a folder")
         start, first_stage = (weights.load(name) if name else None for name in (given.start, given.first_stage))
         chosen = preset(given.preset, given.dataset)
         chosen = changed(chosen if start is None else sized_like(chosen, start.mage.config), given.changes)
@@ -719,6 +747,7 @@ def main(arguments: list[str] | None = None) -> None:
                              "more")
         team = processes()
         check(dataset, chosen, start=start, new_tokens=given.new_tokens, first_stage=first_stage, team=team)
+        dataset.spec("train", pairs_of(chosen, dataset).start)   # for which there must be digits
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.error(str(error))
     if team.main:
@@ -726,8 +755,11 @@ def main(arguments: list[str] | None = None) -> None:
               *([f"{team.count} processes"] if team.count > 1 else []), sep="\n", flush=True)
     command = "python -m mage_core.training " + " ".join(
         without_paths(sys.argv[1:] if arguments is None else arguments))
-    trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team,
-                    command=command, start=start, new_tokens=given.new_tokens, first_stage=first_stage)
+    try:
+        trained = train(dataset, chosen, seed=given.seed, folder=given.run, minutes=given.minutes, team=team,
+                        command=command, start=start, new_tokens=given.new_tokens, first_stage=first_stage)
+    except (UnusableCheckpoint, TrainingStopped) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     if not team.main:
         return
     if trained is None:

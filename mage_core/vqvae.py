@@ -53,7 +53,7 @@ class VQVAEConfig:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "codebook_size", "groups"):
+        for name in ("channels", "width", "codebook_size", "groups", "encoder_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"VQVAEConfig.{name} is {getattr(self, name)}: it must be at least 1")
         if self.shape not in ("released", "patch"):
@@ -79,6 +79,9 @@ class VQVAEConfig:
         if not -1 <= low < high <= 1:
             raise ValueError(f"VQVAEConfig.pixel_range is {self.pixel_range}: it must rise and stay within -1 to 1, "
                              "the range of the decoder's tanh")
+        if self.shape == "patch" and low:
+            raise ValueError(f"VQVAEConfig.pixel_range is {self.pixel_range}: with the shape 'patch' it must begin at "
+                             "0, for a patch that is all 0 is an empty one")
 
     @property
     def code_width(self) -> int:
@@ -308,7 +311,8 @@ class VQVAE(nn.Module):
         least = FAINT if self.config.background else 1e-3
         if self.config.shape == "patch":
             patches = rearrange(self.encoder.cut(images), "b p h w -> (b h w) p")
-            patches = patches[varied(patches, least)]
+            some = varied(patches, least)
+            patches = patches[some] if some.any() else patches   # where nothing moves, of what stands there
             mean, axes = patches.mean(0), patches.new_zeros(patches.shape[1], self.config.code_channels)
             for block, part in zip(self._blocks(), self._parts()):
                 spread = (patches - mean)[:, block]
@@ -483,6 +487,8 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, most: int | None = 65_5
         raise ValueError(f"{len(vectors)} vectors cannot make {k} codes: give more images")
     draw = torch.Generator(vectors.device).manual_seed(seed)
     background, others = vectors.median(0).values, vectors[varied(vectors, least)]
+    if k == 1:
+        return background[None]
     if len(others) < k:
         others = vectors
     others = others[torch.randperm(len(others), generator=draw, device=vectors.device)[:most]]

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mage_core.files import check_place, data_folder, sha256, write_whole
+from mage_core.files import check_place, data_folder, expanded, sha256, write_whole
 from mage_core.mage import MAGE, MAGEConfig
 from mage_core.vqvae import VQVAE, VQVAEConfig
 
@@ -171,25 +171,31 @@ def save(path: str | Path, vqvae: VQVAE, mage: MAGE, about: dict, *, precision: 
     `precision` "half" keeps weights in fp16, but for the VQ-VAE's encoder, background and codebook, on which every
     token depends, and the codes' pixels; "int8" keeps MAGE's matrices besides as whole numbers of -127 to 127 with a
     scale for each row; "full" keeps all weights as they are. The card holds `about`, both configurations, the precision
-    and the file's SHA-256. ValueError for another precision, for another ending than .safetensors, and for a place that
-    cannot be written.
+    and the file's SHA-256. ValueError, before anything is written, for another precision, for another ending than
+    .safetensors, for a place that cannot be written, for a card that JSON cannot hold or that tells of no dataset, and
+    for weights that are not finite.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"{str(path)!r} does not end in .safetensors, as names of weights do: name them so")
     path = check_place(path)
+    _check_card(about)
     tensors = {}
     for stage, model in (("vqvae", vqvae), ("mage", mage)):
         for name, tensor in model.state_dict().items():
             tensor, name = tensor.detach().cpu().contiguous(), f"{stage}.{name}"
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite: such weights make nothing, so train again, "
+                                 "at a lower learning rate")
             exact = (not tensor.is_floating_point()
                      or name.startswith(("vqvae.encoder.", "vqvae.codebook", "vqvae.background",
                                          "mage.advection.pixels")))
             if precision == "int8" and stage == "mage" and tensor.ndim == 2 and tensor.numel() > 1_000:
                 tensors[name], tensors[name + ROW_SCALES] = _in_whole_numbers(tensor)
             else:
-                tensors[name] = tensor if exact or precision == "full" else tensor.half()
+                half = tensor if exact or precision == "full" else tensor.half()
+                tensors[name] = half if half.isfinite().all() else tensor   # too large for fp16
     configs = {"vqvae": dataclasses.asdict(vqvae.config), "mage": dataclasses.asdict(mage.config)}
     told = {"configs": configs, "dataset": about["dataset"], **{key: about[key] for key in DATASET if key in about}}
     # under one key, for safetensors writes several in any order: the same weights make the same file
@@ -218,7 +224,7 @@ def load(name: str | Path) -> Trained:
     CheckpointError where there are none of that name, where the file is damaged (its SHA-256 differs from its card's),
     or where it is not one of ours (`load_released` reads the authors').
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix != ".safetensors":
         path = data_folder() / "weights" / f"{name}.safetensors"
         if not path.is_file():
@@ -239,6 +245,10 @@ def load(name: str | Path) -> Trained:
         for stage, model in models.items():
             model.load_state_dict({key.removeprefix(f"{stage}."): tensor for key, tensor in tensors.items()
                                    if key.startswith(f"{stage}.")})
+        if left := [key for key in tensors if key.partition(".")[0] not in models]:
+            raise ValueError(f"no part of it takes {_listed(left)}")
+        if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{_listed(bad)} hold values that are not finite")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a file of this project's weights ({str(error).splitlines()[0]}): train "
                               "one with python -m mage_core.training; the authors' checkpoints load with "
@@ -249,6 +259,22 @@ def load(name: str | Path) -> Trained:
                                   f"{path.name} itself {str(told[key])[:80]!r}: the card is of other weights, or was "
                                   "edited; take it from where the weights are from, or delete it")
     return Trained(models["vqvae"].eval(), models["mage"].eval(), card, path)
+
+
+def _check_card(about: dict) -> None:
+    """ValueError for what cannot be a card: it must name its dataset, and be JSON."""
+    from mage_core.clips import described
+    try:
+        described(about)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"what is told of the weights leaves out the dataset's {error}: give the dataset's `about`, "
+                         "and what else there is to tell") from error
+    for key, value in about.items():
+        try:
+            json.dumps({key: value})
+        except TypeError as error:
+            raise ValueError(f"what is told of the weights has a {key} that is not JSON ({error}): make it text, "
+                             "numbers, lists or dictionaries") from error
 
 
 def _write_card(path: Path, card: dict) -> None:
@@ -309,7 +335,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     A `state_dict` wrapper and a `module.` before every name are taken off. CheckpointError where it cannot be read.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file: give the path of a .safetensors file or of a torch checkpoint")
     try:

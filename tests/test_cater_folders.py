@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mage_core import captions, clips, display, loop, presets, training
+from mage_core import captions, clips, display, evaluation, loop, metrics, presets, training
 from mage_core.cater import CaterGen, folders, scene
 
 pytest.importorskip("av", reason="videos need PyAV, the extra `video`")
@@ -88,6 +88,21 @@ def test_what_lies_before_a_cut_without_new_compression_is_no_frame(tmp_path):
                 other.mux(packet)
     assert (folders._count(whole), folders._count(cut)) == (24, 18) == (
         len(list(folders.read_video(whole))), len(list(folders.read_video(cut))))
+
+
+def test_a_stream_that_was_cut_at_its_start_has_the_frames_that_can_be_decoded(tmp_path):
+    import av
+
+    whole, cut = tmp_path / "whole.ts", tmp_path / "cut.ts"
+    with av.open(str(whole), "w") as file:
+        stream = file.add_stream("libx264", rate=24, options={"bf": "0", "g": "12"})
+        stream.height, stream.width = 48, 64
+        for frame in (*(av.VideoFrame.from_ndarray(frame) for frame in smooth(48, (48, 64))), None):
+            file.mux(stream.encode(frame))
+    content = whole.read_bytes()
+    for tenths in range(8):
+        cut.write_bytes(content[tenths * len(content) // 10 // 188 * 188:])   # whole packets of a transport stream
+        assert folders._count(cut) == len(list(folders.read_video(cut))) > 0
 
 
 # --------------------------------------------------------------------------------- the authors' layout
@@ -289,6 +304,34 @@ def test_videos_may_lie_elsewhere_behind_a_link(footage, tmp_path_factory):
     relisted(footage, lambda listed: listed["0"].update(video="clips/../../films/a.avi"), "train")
     with pytest.raises(ValueError, match="entry 0 .*leads out of the folder.*put the video, or a link to it, into"):
         folders.VideoFolder(footage)
+
+
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_a_video_without_frames_is_told_before_training(footage, name):
+    (footage / "clips" / "empty.avi").touch()
+    relisted(footage, lambda listed: listed["0"].update(video="clips/empty.avi"), "test")
+    with pytest.raises(ValueError, match="empty.avi"):
+        training.check(folders.VideoFolder(footage, "walks"), presets.preset(name, "walks"))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", None, "two words"])
+def test_a_name_that_is_no_word_is_refused(footage, name):
+    with pytest.raises(ValueError, match=f"name is {name!r}: it must be a word"):
+        folders.VideoFolder(footage, name)
+
+
+def test_an_evaluation_of_other_captions_is_not_gone_on_with(footage, tmp_path):
+    def judged():
+        made = {"still": metrics.first_frame_repeated()}
+        evaluation.evaluate_all(made, data := folders.VideoFolder(footage, "walks", image_size=32), "test", 1,
+                                keep=tmp_path / "kept.npz", progress=False)
+        with np.load(tmp_path / "kept.npz") as file:
+            return json.loads(str(file["key"]))[0], data
+
+    before, _ = judged()
+    assert judged()[0] == before
+    relisted(footage, lambda listed: listed["0"].update(caption="A person is waving."), "test")
+    assert judged()[0] != before
 
 
 def test_a_run_on_corrected_captions_does_not_go_on(footage, tmp_path):

@@ -162,6 +162,22 @@ def test_with_as_many_channels_as_pixels_the_start_reconstructs_exactly(channels
         assert out.loss < 1e-10 and out.features is None
 
 
+@pytest.mark.parametrize("field", ["channels", "width", "codebook_size", "groups", "encoder_width"])
+def test_sizes_that_are_none_are_named(field):
+    with pytest.raises(ValueError, match=f"{field} is 0: it must be at least 1"):
+        changed(PATCH, **{field: 0})
+    with pytest.raises(ValueError, match="pixel_range is .*must begin at 0"):
+        changed(PATCH, pixel_range=(-1.0, 1.0))
+
+
+@torch.no_grad()
+def test_images_of_nothing_but_background_make_a_start_as_well():
+    vqvae = VQVAE(PATCH)
+    vqvae.initialise(torch.full((20, 1, 16, 16), 0.25))
+    assert all(value.isfinite().all() for value in vqvae.state_dict().values())
+    torch.testing.assert_close(vqvae.decode(torch.zeros(1, 4, 4, dtype=torch.long)), torch.full((1, 1, 16, 16), 0.25))
+
+
 @torch.no_grad()
 def test_with_fewer_channels_the_start_is_principal_components():
     vqvae, images = VQVAE(PATCH), pictures()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 
@@ -112,6 +113,19 @@ def test_the_suffix_chooses_and_mistakes_are_named(tmp_path, monkeypatch):
     for options in ({"fps": 0}, {"fps": 0.001}, {"fps": 80}, {"scale": 0}, {"scale": 1.5}):
         with pytest.raises(ValueError, match=str(next(iter(options.values())))):
             display.save_video(video(), tmp_path / "clip.gif", **options)
+    for options in ({"fps": math.inf}, {"fps": 1e-9}, {"fps": None}, {"fps": "5"}, {"scale": math.nan},
+                    {"scale": math.inf}, {"scale": None}):
+        with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+            display.mp4_bytes(video(), **options)
+    for name in ("o.mp4", "o", "."):
+        with pytest.raises(ValueError, match="end in .gif"):
+            display.save_gif(video(), tmp_path / name)
+    (folder := tmp_path.with_suffix(".gif")).mkdir()
+    with pytest.raises(ValueError, match="it is a folder"):
+        display.save_gif(video(), folder)
+    assert len(gif_frames(display.gif_bytes(torch.zeros(2, 1, 4, 4), 0.01))) in (1, 2)
+    with pytest.raises(ValueError, match="10 frames would take 1000 seconds.*655"):
+        display.gif_bytes(torch.zeros(10, 1, 4, 4), 0.01)
     monkeypatch.setitem(sys.modules, "av", None)  # as where PyAV is not installed
     for fails in (lambda path: display.save_video(video(), path), display.check_video_name):
         with pytest.raises(ImportError, match="pip install av"):

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mage_core.files import cache_folder, data_folder, sha256, write_whole
+from mage_core.files import alone_in, cache_folder, data_folder, expanded, sha256, write_whole
 
 
 def test_a_file_appears_whole_with_its_folders(tmp_path):
@@ -64,3 +65,31 @@ def test_what_was_written_reaches_the_disk_before_its_name_and_the_name_after(tm
         monkeypatch.setattr(os, name, lambda *given, name=name, real=real: done.append(name) or real(*given))
     write_whole(tmp_path / "a.txt", lambda temporary: temporary.write_text("whole"))
     assert done == ["fsync", "replace"] + ["fsync"] * (os.name == "posix")
+
+
+def test_the_folder_of_a_user_that_there_is_not_is_told():
+    assert expanded("~/a") == Path.home() / "a" and expanded("a") == Path("a")
+    with pytest.raises(ValueError, match="'~no-such-user-at-all/a' begins at the folder of a user that there is not"):
+        expanded("~no-such-user-at-all/a")
+
+
+def test_a_folder_is_for_one_at_a_time_and_the_next_waits(tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    order, inside = [], threading.Event()
+
+    def second():
+        inside.wait()
+        with alone_in(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with alone_in(tmp_path):
+        thread.start()
+        inside.set()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert f"{tmp_path.name} is in use by another process: waiting" in capsys.readouterr().out
+    with alone_in(tmp_path / "not there"):
+        pass

@@ -311,6 +311,7 @@ def noise(*shape, dtype=np.uint8):
     (Image.fromarray(noise(64, 64).astype(np.int32)), r"mode is 'I', more than 8 bits"),
     (Image.fromarray(noise(64, 64, dtype=np.float32)), r"mode is 'F', more than 8 bits"),
     (Image.new("L", (64, 32)), r"1 x 32 x 64.*take 1 x 64 x 64; resize.*resize\(\(64, 64\)\)"),
+    (Image.new("La", (64, 64)), "mode is 'La'.*convert it first"),
     ("no-such-file.png", "'no-such-file.png' is not a file: give the path of a PNG or JPEG"),
 ], ids=lambda value: None if isinstance(value, str) else "image")
 def test_images_of_another_size_or_kind(no_model_runs, trained, image, rule):
@@ -318,12 +319,14 @@ def test_images_of_another_size_or_kind(no_model_runs, trained, image, rule):
         generate(image, SENTENCE, 0.5, weights=trained)
 
 
-def test_files_that_are_no_pictures(no_model_runs, trained, tmp_path, pixels):
+def test_files_that_are_no_pictures(no_model_runs, trained, tmp_path, pixels, monkeypatch):
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     half = in_a_file("L", ".png")(pixels, tmp_path)
     half.write_bytes(half.read_bytes()[:200])
-    for path in (text, half, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)   # twice that is an error
+    huge = in_a_file("L", ".png")(pixels, tmp_path)
+    for path in (text, half, tmp_path, huge, "a\0b"):
         with pytest.raises(ValueError, match="cannot be read as a picture: give a PNG or JPEG") as error:
             generate(path, SENTENCE, 0.5, weights=trained)
         assert repr(str(path)) in str(error.value)
@@ -427,3 +430,19 @@ def test_a_batch_is_checked_as_one_image_is(trained, change, message):
 def test_a_seed_is_a_whole_number_that_fits(trained, seed):
     with pytest.raises(ValueError, match="seed is .*whole number from 0 to"):
         generate(Image.new("L", (64, 64)), "the digit 7 is moving up then down .", 0.5, weights=trained, seed=seed)
+
+
+def test_what_is_wrong_is_told_before_a_folder_is_made(no_model_runs, trained, pixels, tmp_path):
+    for wrong, rule in (({"caption": "the digt 7"}, "digt"), ({"image": pixels[:32]}, "1 x 32 x 64"),
+                        ({"samples": True}, "samples is True"), ({"device": "foo"}, "'foo': this machine has 'cpu'"),
+                        ({"device": "cuda:99"}, "'cuda:99': this machine has 'cpu'")):
+        given = {"image": pixels, "caption": SENTENCE, "speed": 0.5, "save": tmp_path / "new" / "x.gif"} | wrong
+        with pytest.raises(ValueError, match=rule):
+            generate(weights=trained, **given)
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_picture_in_ones_own_folder(monkeypatch, tmp_path, pixels):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert torch.equal(read_image("~/a.png", 64, 1), read_image(pixels, 64, 1))

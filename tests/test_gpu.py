@@ -224,10 +224,10 @@ def test_frames_that_stay_on_a_device_are_the_sources_and_cut_on_the_grid_around
 
 def test_what_is_behind_a_cut_frame_in_colour_is_cut_alike(single):
     draw = np.random.default_rng(0)
-    pool = draw.integers(256, size=(3, 24, 24, 3), dtype=np.uint8)
-    source = SimpleNamespace(pool=pool, background=torch.from_numpy(draw.random((3, 24, 24), np.float32)))
+    frames = torch.from_numpy(draw.integers(256, size=(3, 3, 24, 24), dtype=np.uint8)).float() / 255
+    source = SimpleNamespace(batch=lambda step, size: frames[:size],
+                             background=torch.from_numpy(draw.random((3, 24, 24), np.float32)))
     resident, places = DeviceFrames(source, 3, "cpu", 1, progress=False), set()
-    frames = torch.from_numpy(pool).permute(0, 3, 1, 2).float() / 255
     assert all((frames == image).flatten(1).all(1).any() for image in resident.batch(0, 5))
     for step in range(6):
         for image, behind in zip(*resident.cut(step, 5, 16, 8)):

@@ -195,7 +195,7 @@ def test_bad_sizes_are_named(options):
 
 def test_a_generator_of_too_few_frames_is_named():
     with pytest.raises(ValueError, match="agree"):
-        metrics.evaluate(metrics.first_frame_repeated(clip_length=4), SINGLE, n=2, progress=False)
+        metrics.evaluate(metrics.FromBatch(lambda batch: batch.truth[:, :4]), SINGLE, n=2, progress=False)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -192,6 +192,7 @@ def test_dropout_keeps_the_mean_and_drops_the_share(p):
     assert abs((y == 0).float().mean() - p) < 0.004
     assert abs(y.mean() - 1) < 0.004
     assert torch.equal(Dropout(p).eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
+    assert Dropout(0.999)(x).isfinite().all()
 
 
 def test_dropout_is_wherever_the_released_code_has_it(monkeypatch):

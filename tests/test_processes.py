@@ -5,11 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.distributed.run import parse_args
 
+from mage_core import training
+from mage_core.clips import load_dataset
+from mage_core.presets import PRESETS, changed
 from mage_core.processes import ALONE, Alone, processes
 
 # Exact arithmetic as far as there is: fp32, no dropout, AdamW alone (Muon rounds to bf16).
@@ -100,6 +104,15 @@ def test_a_batch_is_shared_evenly_or_not_at_all(monkeypatch):
     with pytest.raises(ValueError, match="batch of 8 .* by 3 processes.*multiple of 3"):
         Third().part(8)
     assert not Third().main and ALONE.main
+    world = load_dataset("single-mnist")
+    for change, refused in (("vqvae.batch=9", False), ("vqvae.batch=8", True), ("mage.batch=4", True),
+                            ("mage.more_anchors=4", True)):
+        chosen = changed(PRESETS["smoke"], ["vqvae.batch=9", "mage.batch=6", "mage.more_anchors=6", change])
+        with pytest.raises(ValueError, match="by 3 processes") if refused else nullcontext():   # before any work
+            training.check(world, chosen, team=Third())
+        training.check(world, chosen)
+    whole = changed(PRESETS["smoke"], ["vqvae.shape=released", "vqvae.batch=8", "mage.batch=6", "mage.advection=0"])
+    training.check(world, whole, team=Third())   # whose normalisation sees whole batches in every process
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert processes() is ALONE
 

@@ -223,6 +223,25 @@ def test_more_steps_of_a_stage_are_taken_up_and_nothing_of_the_old_stays_beside_
     assert "| single-mnist | vqvae, step 1,200 | 1.5 |" in queue.listing(tmp_path / "there")
 
 
+def test_taking_up_that_was_killed_begins_again(tmp_path, monkeypatch):
+    entry = begun(tmp_path / "here", 1_200)
+    for file in ("vqvae.jsonl", "visits.jsonl"):
+        (entry / file).write_text("{\"seconds\": 60}\n")
+    queue.export(tmp_path / "here", tmp_path / "export")
+    begun(tmp_path / "there", 1_100)
+    files = sorted(path.name for path in entry.iterdir())
+    for survived in range(len(files)):
+        left = iter(range(survived))
+        with monkeypatch.context() as patch, pytest.raises(StopIteration):
+            patch.setattr(queue, "write_whole", lambda path, write: (next(left), path.parent.mkdir(exist_ok=True),
+                                                                     write(path)))
+            queue.take_up(tmp_path / "there", tmp_path / "export")
+    assert queue.take_up(tmp_path / "there", tmp_path / "export") == ["single-mnist"]
+    there = tmp_path / "there" / "single-mnist"
+    assert sorted(path.name for path in there.iterdir()) == files
+    assert all((there / name).read_bytes() == (entry / name).read_bytes() for name in files)
+
+
 def test_what_is_no_entry_of_the_queue_is_not_taken_up(tmp_path):
     begun(tmp_path, name="elsewhere")
     (tmp_path / "here").mkdir()
@@ -320,6 +339,24 @@ def test_published_weights_never_replace_better_ones_silently(finished, tmp_path
     assert weights.load(tmp_path / "single-mnist.safetensors").card["results"]
 
 
+@pytest.mark.parametrize("card", ["[]", "null", '{"results": null}', '{"results": [{}]}'])
+def test_a_foreign_card_does_not_hold_up_the_others(finished, tmp_path, card):
+    (tmp_path / "single-mnist.json").write_text(card)
+    told = queue.publish(finished, tmp_path, NAMES)
+    assert "its card is none of ours" in told["single-mnist"] and told[NAMES[1]].startswith("published")
+    assert (tmp_path / "single-mnist.json").read_text() == card
+
+
+def test_a_card_without_figures_is_listed_as_damaged_and_not_published(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "queue")
+    card = tmp_path / "queue" / "single-mnist" / "weights.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"results": []}))
+    (tmp_path / "queue" / NAMES[1] / "error.txt").write_text("")
+    lines = queue.listing(tmp_path / "queue").splitlines()
+    assert "| single-mnist | damaged |" in lines[2] and "has no figures" in lines[2] and "| finished |" in lines[3]
+    assert "no figures of MAGE" in queue.publish(tmp_path / "queue", tmp_path / "out", NAMES[:1])["single-mnist"]
+
+
 def test_damaged_weights_are_not_published_and_force_replaces_better_ones(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "data_folder", lambda: tmp_path)
     shutil.copytree(finished, tmp_path / "queue")
@@ -350,8 +387,15 @@ def test_the_command_line_lists_exports_takes_up_and_refuses(finished, tmp_path,
     (tmp_path / "out" / "queue.json").write_text("{}")
     assert queue.main(["--folder", str(tmp_path / "new"), "--import", str(tmp_path / "out")]) == 2
     assert "not a whole export" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        queue.main(["--datasets", "no-such-dataset"])
+    capsys.readouterr()
+    for words, told in ((["--datasets", "no-such-dataset"], "unknown entry 'no-such-dataset'"),
+                        (["--set", "mage.sample=1"], "'mage.sample=1' changes nothing"),
+                        (["--preset", "nonsense"], "nonsense"), (["--set", "test_clips=100"], "whole test splits"),
+                        (["--export", str(tmp_path / "out" / "queue.json")], "queue.json is a file")):
+        with pytest.raises(SystemExit) as end:
+            queue.main(["--folder", str(tmp_path / "none"), *words])
+        assert end.value.code == 2 and told in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_weights_of_another_recipe_are_not_taken_for_this_one(finished, tmp_path):

@@ -79,6 +79,13 @@ def test_a_card_without_a_ceiling_or_motion_accuracy_and_from_a_gpu(tmp_path):
             "its bf16 rate") in report.results_table(tmp_path)
 
 
+@pytest.mark.parametrize("card", ["{", "[]", "null", '{"results": [{"name": "MAGE"}]}', '{"results": null}'])
+def test_what_is_no_card_is_named(tmp_path, card):
+    (tmp_path / "double-mnist.json").write_text(card)
+    with pytest.raises(ValueError, match=r"double-mnist\.json is not a card of measured weights"):
+        report.results_table(str(tmp_path))
+
+
 def test_a_readme_without_marks_says_so():
     with pytest.raises(ValueError, match="results: begin"):
         report.with_table("# nothing\n", "table\n")

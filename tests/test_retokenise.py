@@ -66,6 +66,19 @@ def test_new_logits_are_fitted_to_the_next_frame_of_true_and_of_generated_clips(
 
 
 @torch.no_grad()
+def test_a_model_that_does_not_see_its_own_frames_is_fitted_without_them(start, monkeypatch):
+    blind = MAGE(dataclasses.replace(start.mage.config, autoregressive=False)).eval()
+    monkeypatch.setattr(room, "CLIPS", 2 * room.AT_ONCE)
+    shown, features = [], MAGE._features
+    monkeypatch.setattr(MAGE, "_features", lambda mage, token_ids, *given: (
+        shown.append(token_ids) or features(mage, token_ids, *given)))
+    room._looked_at(dataclasses.replace(start, mage=blind), start.vqvae, 0, torch.Generator().manual_seed(0))
+    assert len(shown) == 2
+    for given in shown:
+        assert (given[:, 1:] == blind.config.hidden_id).all() and (given[:, 0] != blind.config.hidden_id).all()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("groups, codes", [(1, 200), (4, 64)])
 def test_new_tokens_read_and_write_what_the_old_ones_did(dataset, start, monkeypatch, groups, codes):
     monkeypatch.setattr(room, "CLIPS", 40)

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from torch import nn
 from mage_core import batches, loop, metrics, presets, training, weights
 from mage_core.batches import Clips, balanced, corrupted, guessed, training_batch
 from mage_core.clips import TokenClips, frame_indices, load_dataset, text_ids, token_clips
-from mage_core.files import write_whole
+from mage_core.files import alone_in, write_whole
 from mage_core.loop import Stage, TrainingStopped, fit, optimisers, read_curve, schedule
 from mage_core.mage import MAGE
 from mage_core.presets import PRESETS, changed
@@ -391,6 +392,13 @@ def test_a_checkpoint_whose_parameters_come_in_another_order_is_told(tmp_path):
     assert fit(stage([("a", 1), ("b", 2)]), tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"line\.pt .*another version of this code.*--run"):
         fit(stage([("b", 2), ("a", 1)]), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("other", [{"parts": {"line": nn.Linear(1, 2)}}, {"parts": {"lines": nn.Linear(1, 1)}}])
+def test_a_checkpoint_of_other_parameters_is_told(tmp_path, other):
+    assert fit(line_stage(), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"line\.pt .*another version of this code.*--run"):
+        fit(line_stage(**other), tmp_path, progress=False)
 
 
 def test_the_curve_has_a_line_for_each_look_and_what_was_shown(tmp_path):
@@ -1126,10 +1134,19 @@ def test_ready_trains_once_reuses_it_and_trains_again_where_the_preset_changed(n
         patch.setattr(training.shutil, "rmtree", None)   # the checkpoints are gone on with
         again = training.ready("single-mnist", progress=False)
     assert fingerprint(again.mage) == fingerprint(first.mage) and kept.exists()
+    kept.with_suffix(".safetensors").write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.shutil, "rmtree", None)
+        again = training.ready("single-mnist", progress=False)
+    assert fingerprint(again.mage) == fingerprint(first.mage)
     capsys.readouterr()
     monkeypatch.setattr(training, "preset", lambda name, dataset_name: dataclasses.replace(SMALL, pairs=4))
     other = training.ready("single-mnist", progress=False)
     assert "training single-mnist" in capsys.readouterr().out and fingerprint(other.mage) != fingerprint(first.mage)
+    for file in next(notebook.rglob("weights.json")).parent.glob("weights.*"):   # as a run that was stopped before
+        file.unlink()
+    monkeypatch.setattr(training, "preset", lambda name, dataset_name: SMALL)
+    assert fingerprint(training.ready("single-mnist", progress=False).mage) == fingerprint(first.mage)
 
 
 def test_ready_takes_shipped_weights_only_where_no_preset_was_asked_for(notebook, capsys, monkeypatch, whole, single):
@@ -1142,6 +1159,8 @@ def test_ready_takes_shipped_weights_only_where_no_preset_was_asked_for(notebook
     assert training.ready("single-mnist", "smoke") == "trained now"
     assert training.ready("single-mnist", weights_name="train") == "trained now"
     assert training.ready("double-mnist") == "trained now"
+    monkeypatch.setenv("MAGE_PRESET", " auto ")
+    assert training.ready("single-mnist").card["preset"] == "long"
     monkeypatch.setenv("MAGE_PRESET", "smoke")
     assert training.ready("single-mnist") == "trained now"
     assert training.ready("single-mnist", weights_name="single-mnist").card["preset"] == "long"
@@ -1149,6 +1168,37 @@ def test_ready_takes_shipped_weights_only_where_no_preset_was_asked_for(notebook
         training.ready("double-mnist", weights_name="single-mnist")
     with pytest.raises(ValueError, match="no weights are named 'mine': there are single-mnist"):
         training.ready(weights_name="mine")
+
+
+def test_two_runs_in_one_folder_come_one_after_the_other(single, tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    with alone_in(tmp_path):
+        thread = threading.Thread(target=training.train, args=(single, SMALL),
+                                  kwargs={"folder": tmp_path, "progress": False})
+        thread.start()
+        thread.join(1.0)
+        assert thread.is_alive() and not any(tmp_path.iterdir())
+    thread.join()
+    assert (tmp_path / "weights.json").exists() and "waiting until that is done" in capsys.readouterr().out
+
+
+def test_the_commit_is_this_projects_own(tmp_path, monkeypatch):
+    def git(*words, where=tmp_path):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=where, check=True,
+                       capture_output=True)
+
+    monkeypatch.setattr(training, "data_folder", lambda: tmp_path / "data")
+    assert training.commit() is None
+    git("init")
+    (tmp_path / "file").touch()
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert re.fullmatch("[0-9a-f]{12}", made := training.commit())
+    (tmp_path / "file").write_text("changed")
+    assert training.commit() == made + "+"
+    (inside := tmp_path / "venv" / "site").mkdir(parents=True)
+    monkeypatch.setattr(training, "data_folder", lambda: inside / "data")
+    assert training.commit() is None, "another project's"
 
 
 def test_the_command_line_stops_in_time_goes_on_and_prints_the_table(tmp_path, capsys):
@@ -1169,8 +1219,15 @@ def test_the_command_line_stops_in_time_goes_on_and_prints_the_table(tmp_path, c
         patch.setattr(training, "commit", lambda: "another")
         training.main(command)
     assert json.loads((tmp_path / "weights.json").read_text())["commit"] == card["commit"]
-    with pytest.raises(ValueError, match="another recipe.*samples differ"):
-        training.main([*command, "--set", "mage.samples=12"])
+    capsys.readouterr()
+    (tmp_path / "file").touch()
+    for words, code, told in ((["--set", "mage.samples=12"], 1, r"another recipe .*samples differ.*--run"),
+                              (["--run", str(tmp_path / "file")], 2, "--run is .*file, which is a file: name a folder"),
+                              (["--digit-set", "mnist-70k"], 2, "mnist-70k")):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr("mage_core.digits.data_folder", lambda: tmp_path)   # without the 70,000
+            training.main([*command, *words])
+        assert end.value.code == code and re.search(told, capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- what the stages are made of

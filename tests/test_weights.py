@@ -1,11 +1,14 @@
 """Our own weights by name and file: what is saved comes back, damage and foreign files are told apart and named."""
 
+import copy
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mage_core import metrics, training, weights
 from mage_core.clips import load_dataset
@@ -259,3 +262,45 @@ def test_a_card_that_is_a_folder_is_told(models, tmp_path):
     (tmp_path / "w.json").mkdir()
     with pytest.raises(CheckpointError, match="w.json is not a card"):
         weights.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("told, rule", [({"note": object()}, "note that is not JSON"), ({"dataset": None}, "dataset"),
+                                        ({"digit_set": None}, "digit")])
+def test_what_cannot_be_a_card_leaves_the_old_weights(models, tmp_path, told, rule):
+    path = tmp_path / "a.safetensors"
+    weights.save(path, *models, ABOUT)
+    before = path.read_bytes()
+    about = {key: value for key, value in {**ABOUT, **told}.items() if value is not None}
+    with pytest.raises(ValueError, match=rule):
+        weights.save(path, *models, about, precision="full")
+    assert path.read_bytes() == before and weights.load(path).card["seed"] == 3
+
+
+def test_what_fp16_cannot_hold_is_kept_whole_and_what_is_not_finite_is_refused(models, tmp_path):
+    vqvae, mage = models[0], copy.deepcopy(models[1])
+    bias = mage.generator.logits.bias
+    with torch.no_grad():
+        bias[0] = 1e6
+    again = weights.save(tmp_path / "a.safetensors", vqvae, mage, ABOUT).mage
+    assert torch.equal(again.generator.logits.bias, bias) and again.generator.logits.weight.isfinite().all()
+    with torch.no_grad():
+        bias[0] = math.nan
+    with pytest.raises(ValueError, match="mage.generator.logits.bias holds values that are not finite"):
+        weights.save(tmp_path / "b.safetensors", vqvae, mage, ABOUT)
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("more, rule", [({"extra.x": torch.zeros(2)}, "no part of it takes extra.x"),
+                                        ({"mage.generator.logits.bias": None}, "logits.bias.*not finite")])
+def test_a_file_of_more_or_of_what_is_not_finite_is_refused(models, tmp_path, more, rule):
+    path = tmp_path / "a.safetensors"
+    weights.save(path, *models, ABOUT)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    tensors |= {name: torch.full_like(tensors[name], math.nan) if value is None else value
+                for name, value in more.items()}
+    save_file(tensors, path, metadata=about)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match=rule):
+        weights.load(path)

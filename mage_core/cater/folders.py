@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from mage_core import captions
 from mage_core.cater.scene import DATASETS, MODES, CaterGen
 from mage_core.draws import Draws
-from mage_core.files import sha256, write_whole
+from mage_core.files import expanded, sha256, write_whole
 
 RATE = 24  # frames a second of what is written, as Blender's
 QUALITY = 2  # of the JPEGs, 2 (best) to 31
@@ -214,10 +214,13 @@ class VideoFolder:
     endless = False
 
     def __post_init__(self):
-        object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "root", expanded(self.root))
+        if not (isinstance(self.name, str) and re.fullmatch(r"\w[\w.-]*", self.name)):   # it is part of files' names
+            raise ValueError(f"the dataset's name is {self.name!r}: it must be a word of letters, digits, '_', '-' and "
+                             "'.', e.g. walks")
         try:
+            low, high = (float(frames + 0) for frames in self.interval)
             object.__setattr__(self, "interval", tuple(self.interval))
-            low, high = map(float, self.interval)
             fits = 0 < low <= high < math.inf
         except (TypeError, ValueError):
             fits = False
@@ -411,7 +414,8 @@ class VideoFolder:
             if number in needed:
                 found[number] = fit(frame, self.image_size)
         if last not in found and wanted:
-            raise ValueError(f"{spec.video} has no frame {last} in its sample: it has {number + 1}")
+            damaged = f", of {self.length(spec)}: {_DAMAGED}" if number + 1 < self.length(spec) else ""
+            raise ValueError(f"{spec.video} has no frame {last} in its sample: it has {number + 1}{damaged}")
         return np.stack([found[number] for number in wanted])
 
 
@@ -452,7 +456,8 @@ def _entries(root: Path, path: Path) -> tuple[dict, ...]:
 
 
 def _count(path: Path) -> int:
-    """The frames of a video, counted as the packets that hold them, without those before an edit: nothing is decoded.
+    """The frames of a video, counted as the packets that hold them, without those before an edit and those before the
+    first that can be decoded by itself: nothing is decoded.
 
     ValueError for a video that is cut short.
     """
@@ -472,9 +477,11 @@ def _packets(path: Path, changed: int) -> tuple[int, bool]:
     av = _av()
     try:
         with av.open(os.path.abspath(path)) as file:
-            packets = [packet for packet in file.demux(video=0) if packet.size and not packet.is_discard]
+            packets = [packet for packet in file.demux(video=0) if packet.size]
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error}): {_DAMAGED}") from error
+    first = next((number for number, packet in enumerate(packets) if packet.is_keyframe), 0)
+    packets = [packet for packet in packets[first:] if not packet.is_discard]   # or a stream was cut at its start
     frames = next((number for number, packet in enumerate(packets) if packet.is_corrupt), len(packets))
     if not frames:
         raise ValueError(f"{path} has no frames: {_DAMAGED}")
