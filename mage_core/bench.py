@@ -38,12 +38,17 @@ from mage_core.presets import PRESETS, mage_config
 from mage_core.training import optimisers
 
 
+def paper_config(width: int = 512) -> MAGEConfig:
+    """The released sizes for Single Moving MNIST, at some width; ValueError for one that cannot be built."""
+    return MAGEConfig(codebook_size=512, rows=16, columns=16, clip_length=10, width=width,
+                      vocabulary_size=len(captions.vocabulary("single-mnist")),
+                      context_length=captions.context_length("single-mnist"))
+
+
 def paper_model(width: int = 512, device: torch.device | str = "cpu") -> MAGE:
-    """A random MAGE of the released sizes for Single Moving MNIST, at some width."""
+    """A random MAGE of these sizes."""
     torch.manual_seed(0)
-    return MAGE(MAGEConfig(codebook_size=512, rows=16, columns=16, clip_length=10, width=width,
-                           vocabulary_size=len(captions.vocabulary("single-mnist")),
-                           context_length=captions.context_length("single-mnist"))).to(device)
+    return MAGE(paper_config(width)).to(device)
 
 
 def random_clips(batch: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -207,6 +212,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("width", "rounds", "batch"):
         if getattr(given, name) < 1:
             parser.error(f"--{name} is {getattr(given, name)}: it must be at least 1")
+    try:
+        paper_config(given.width)
+    except ValueError as error:
+        parser.error(str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(describe())
     print("allocator settings: " + (", ".join(fast_allocator_environment().values()) or "the machine's own"))

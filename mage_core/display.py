@@ -12,6 +12,7 @@ import io
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -295,7 +296,7 @@ def token_map(token_ids: Tensor | np.ndarray) -> Figure:
     ids that are not whole numbers.
     """
     ids = np.asarray(torch.as_tensor(token_ids).detach().cpu())
-    if ids.ndim != 3 or ids.dtype.kind not in "iu":
+    if ids.ndim != 3 or not ids.size or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids of shape {ids.shape} and type {ids.dtype}: give whole numbers (t h w)")
     changed = np.concatenate([np.ones_like(ids[:1], dtype=bool), ids[1:] != ids[:-1]])
     names, numbers, counts = np.unique(ids, return_inverse=True, return_counts=True)   # ids can be huge
@@ -322,8 +323,8 @@ def loss_curve(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
     """Curves by name, each (x values, y values); `smooth` averages that many neighbours over a faint line."""
     if not curves:
         raise ValueError("no curves: give a mapping from a name to (x values, y values)")
-    if smooth < 1:
-        raise ValueError(f"smooth is {smooth!r}: it must be at least 1 (1 leaves the values as they are)")
+    if not isinstance(smooth, Integral) or smooth < 1:
+        raise ValueError(f"smooth is {smooth!r}: it must be a whole number of at least 1 (which leaves all as it is)")
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
         for name, (x, y) in curves.items():

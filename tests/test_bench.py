@@ -102,6 +102,14 @@ def test_the_benchmark_runs_and_says_whether_both_generations_agree(monkeypatch,
     assert "same token ids in fp32, recomputed and computed once: True" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words, told", [(["--width", "100"], "MAGEConfig.width is 100"),
+                                         (["--rounds", "0"], "--rounds is 0: it must be at least 1")])
+def test_what_cannot_be_timed_is_told_in_a_line(words, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        bench.main(words)
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
 def test_rendering_is_timed_a_frame_for_two_and_for_eight_objects(clock, monkeypatch, capsys):
     asked = []
 

@@ -229,6 +229,8 @@ def test_a_token_map_fades_what_did_not_change():
     pixels(figure)
     with pytest.raises(ValueError, match="whole numbers"):
         display.token_map(torch.zeros(3, 4, 4))
+    with pytest.raises(ValueError, match="give whole numbers"):
+        display.token_map(torch.zeros(0, 4, 4, dtype=torch.long))
 
 
 def test_loss_curves_are_smoothed_in_the_middle():
@@ -242,6 +244,9 @@ def test_loss_curves_are_smoothed_in_the_middle():
     np.testing.assert_allclose(smooth.get_ydata(), np.arange(1, 8))
     with pytest.raises(ValueError, match="'train'"):
         display.loss_curve({"train": (range(9), range(8))})
+    for smooth in (0, 1.5):
+        with pytest.raises(ValueError, match=f"smooth is {smooth}: it must be a whole number"):
+            display.loss_curve(curves, smooth=smooth)
 
 
 def test_the_end_of_motion_is_a_line_and_dots():
