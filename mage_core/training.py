@@ -682,7 +682,8 @@ def ready(dataset_name: str = "single-mnist", preset_name: str = "auto", *, seed
         print(f"weights {weights_name}")
         return found
     explicit = preset_name != "auto" or preset_of_environment() != "auto"
-    shipped = mode == "explicit" and videos is None   # what the weights that ship were trained on
+    # what the weights that ship were trained on
+    shipped = mode == "explicit" and videos is None and digit_set == "mnist-5k"
     if weights_name == "shipped" and shipped and not explicit and dataset_name in weights.names():
         print(f"the weights that ship for {dataset_name}")
         return weights.load(dataset_name)

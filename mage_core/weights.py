@@ -232,7 +232,8 @@ def load(name: str | Path) -> Trained:
                                   "or give the path of a .safetensors file")
     tensors = _from_whole_numbers(read_tensors(path))
     card = _read_card(path)
-    if card.get("sha256", sha256(path)) != sha256(path):
+    found = sha256(path)
+    if card.get("sha256", found) != found:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                               "take it from the repository again, or train it again")
     try:

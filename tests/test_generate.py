@@ -435,7 +435,8 @@ def test_a_seed_is_a_whole_number_that_fits(trained, seed):
 def test_what_is_wrong_is_told_before_a_folder_is_made(no_model_runs, trained, pixels, tmp_path):
     for wrong, rule in (({"caption": "the digt 7"}, "digt"), ({"image": pixels[:32]}, "1 x 32 x 64"),
                         ({"samples": True}, "samples is True"), ({"device": "foo"}, "'foo': this machine has 'cpu'"),
-                        ({"device": "cuda:99"}, "'cuda:99': this machine has 'cpu'")):
+                        ({"device": "cuda:99"}, "'cuda:99': this machine has 'cpu'"),
+                        ({"device": "meta"}, "'meta': this machine has 'cpu'")):
         given = {"image": pixels, "caption": SENTENCE, "speed": 0.5, "save": tmp_path / "new" / "x.gif"} | wrong
         with pytest.raises(ValueError, match=rule):
             generate(weights=trained, **given)

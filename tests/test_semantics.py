@@ -230,6 +230,7 @@ def test_wilson_interval_against_published_values():
 def test_frames_until_still_by_hand():
     ids = torch.tensor([[0, 1, 2, 2, 2], [0, 0, 0, 0, 0], [0, 1, 1, 1, 3], [4, 5, 5, 5, 5]])[..., None, None]
     assert frames_until_still(ids).tolist() == [3, 1, 5, 2]
+    assert frames_until_still(np.zeros((0, 4, 3))).shape == (0,)
     video = ids[..., None].float() / 10
     assert frames_until_still(video).tolist() == [3, 1, 5, 2]
     flicker = video + 0.02 * (torch.arange(5) % 2)[None, :, None, None, None]

@@ -164,7 +164,7 @@ class Language:
         if len(words) + 2 > self.context_length:
             raise ValueError(f"{sentence!r} has {len(words)} words and marks: the captions of this folder have at most "
                              f"{self.context_length - 2}")
-        return [1, *(ids[word] for word in words), 2]
+        return [captions.CLS, *(ids[word] for word in words), captions.SEP]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -316,6 +316,7 @@ class VideoFolder:
         if not 0 <= index < len(entries):
             raise IndexError(f"no sample {index} in {split!r} of {self.root}: it has {len(entries)}, numbered from 0")
         entry = entries[index]
+        seed = operator.index(seed)   # numpy's numbers read otherwise, and would draw otherwise
         speed = Draws("footage", self.name, split, index, seed).inside()
         return Footage(self.name, split, index, entry["video"], entry["caption"], speed, entry.get("first", 0),
                        entry.get("end"))
@@ -408,6 +409,8 @@ class VideoFolder:
         wanted = list(wanted)
         if min(wanted, default=0) < 0:
             raise ValueError(f"frame {min(wanted)} of {spec.video}: frames are numbered from 0 on")
+        if not wanted:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         last, needed, found, number = max(wanted, default=-1), set(wanted), {}, -1
         end = spec.first + last + 1 if spec.end is None else min(spec.end, spec.first + last + 1)
         for number, frame in enumerate(read_video(self.root / spec.video, first=spec.first, end=end)):
@@ -513,7 +516,7 @@ def write_folder(name: str, root: str | Path, *, sizes: dict[str, int] | None = 
     if not (isinstance(part, Sequence) and len(part) == 2 and all(isinstance(n, int) for n in part)
             and 0 <= part[0] < part[1]):
         raise ValueError(f"part {part}: expected (which, of how many), two whole numbers, the first counted from 0")
-    root = Path(root)
+    root = expanded(root)
     made = {"dataset": name, "sizes": sizes, "seed": seed, "image_size": image_size, "content": data.content}
     note = root / "made_by.json"
     # what stands there is looked up before the note, which another process may write meanwhile, ahead of all else
@@ -557,11 +560,11 @@ def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
     warning. Raises ValueError for a line of another form or an unknown action, FileNotFoundError for a video that
     `sequences` gives frames of and that is not there.
     """
-    root = Path(root)
+    root = expanded(root)
     videos = {path.name.removesuffix("_uncomp.avi"): path for path in sorted(root.rglob("person*_uncomp.avi"))}
     frames = dict(zip(videos, _together(_readable, list(videos.values()))))
     lists: dict[str, dict[str, dict]] = {split: {} for split in _KTH_SPLITS}
-    for number, line in enumerate(Path(sequences).read_text().splitlines(), 1):
+    for number, line in enumerate(expanded(sequences).read_text().splitlines(), 1):
         line = line.strip()
         if not line.startswith("person") or "missing" in line:  # prose; one video was never released
             continue
@@ -582,9 +585,9 @@ def write_kth_lists(root: str | Path, sequences: str | Path) -> dict[str, int]:
                 raise ValueError(f"line {number} of {sequences} has the frames {span!r}: expected first-last, counted "
                                  "from 1, e.g. 1-95")
             has, cut = frames[name]
-            if cut and last > has:
-                warnings.warn(f"{videos[name].name} is cut short after {has} frames: its part {span} is left out",
-                              stacklevel=2)
+            if last > has:
+                why = f"is cut short after {has} frames" if cut else f"has {has} frames"
+                warnings.warn(f"{videos[name].name} {why}: its part {span} is left out", stacklevel=2)
                 continue
             lists[split][str(len(lists[split]))] = {
                 "video": videos[name].relative_to(root).as_posix(), "caption": f"A person is {match[2]}.",

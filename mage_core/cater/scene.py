@@ -38,7 +38,7 @@ RGB = {  # CATER hands the values of a picture file to the renderer as linear li
 GOLD = (1.0, 0.843, 0.0)
 
 KINDS = ("rotate", "slide", "pick-place", "contain")
-_ABLE = {  # who can do what
+ABLE = {  # who can do what
     "cube": ("rotate", "slide", "pick-place"), "cylinder": ("rotate", "slide", "pick-place"),
     "snitch": ("rotate", "slide", "pick-place"), "sphere": ("slide", "pick-place"),
     "cone": ("slide", "pick-place", "contain"),
@@ -216,8 +216,8 @@ def check_rules(objects: Sequence[SceneObject], move: Move) -> None:
         if number is not None and not 0 <= number < len(objects):
             raise ValueError(f"there is no object {number}: the scene has 0 to {len(objects) - 1}")
     subject = objects[move.subject]
-    if move.kind not in _ABLE[subject.shape]:
-        able = ", ".join(shape for shape in SHAPES if move.kind in _ABLE[shape])
+    if move.kind not in ABLE[subject.shape]:
+        able = ", ".join(shape for shape in SHAPES if move.kind in ABLE[shape])
         raise ValueError(f"a {subject.shape} cannot {move.kind}; allowed: {able}")
     if move.kind == "contain":
         other = objects[move.object]
@@ -395,7 +395,7 @@ def _draw_move(draws, objects, moves, dataset) -> Move | None:
         return None
     subject = free[draws.below(len(free))]
     targets = [number for number in free if number != subject and can_contain(objects[subject], objects[number])]
-    kinds = [k for k in _ABLE[objects[subject].shape] if k != "contain" or targets]
+    kinds = [k for k in ABLE[objects[subject].shape] if k != "contain" or targets]
     kind = kinds[draws.below(len(kinds))]
     end = ENDS[0] + draws.below(ENDS[1] - ENDS[0] + 1)
     said = (_some(draws, objects[subject], dataset),)
@@ -439,8 +439,8 @@ def clauses(spec: Spec, mode: str = "explicit") -> tuple[Action, ...]:
         place = None
         if move.x is not None:
             place = (cell(move.x), cell(move.y)) if mode == "explicit" else quadrant(move.x, move.y)
-        subject = _name(spec, move.subject, mode, move.said[0])
-        other = None if move.object is None else _name(spec, move.object, mode, move.said[1])
+        subject = object_name(spec, move.subject, mode, move.said[0])
+        other = None if move.object is None else object_name(spec, move.object, mode, move.said[1])
         said.append(Action(move.kind, subject, place, other))
     return tuple(said)
 
@@ -450,7 +450,8 @@ def caption(spec: Spec, mode: str = "explicit") -> str:
     return captions.format_caption(clauses(spec, mode), spec.dataset)
 
 
-def _name(spec: Spec, number: int, mode: str, said: tuple[str, ...]) -> ObjectName:
+def object_name(spec: Spec, number: int, mode: str, said: tuple[str, ...]) -> ObjectName:
+    """How a caption of `mode` names an object of a scene: `said` are the words that an ambiguous one of v2 uses."""
     thing = spec.objects[number]
     if spec.dataset == "cater-gen-v1":
         return ObjectName(thing.shape)
@@ -468,7 +469,7 @@ def referents(
     choices = []
     for action in actions:
         subjects = [k for k, thing in enumerate(objects)
-                    if thing.fits(action.subject) and action.kind in _ABLE[thing.shape]]
+                    if thing.fits(action.subject) and action.kind in ABLE[thing.shape]]
         if action.object is None:
             choices.append([(k, None) for k in subjects])
         else:
@@ -497,7 +498,7 @@ def with_caption(spec: Spec, sentence: str, *, seed: int = 0, ends: Sequence[int
     if not readings:
         raise ValueError(f"{sentence!r} does not fit the scene, which has: "
                          f"{', '.join(thing.name for thing in spec.objects)}")
-    own_ends = ends is None
+    seed, own_ends = operator.index(seed), ends is None
     if own_ends:
         ends = [spec.moves[min(k, len(spec.moves) - 1)].end for k in range(len(actions))]
     given = len(ends) if hasattr(ends, "__len__") else repr(ends)
@@ -656,7 +657,7 @@ class CaterGen(captions.Spoken):
             check_room(spec)
             at, turned = tracks(spec)
             # frames in which nothing has moved since the one before are one picture
-            frames, back = np.unique(_first_alike(at, turned)[indices[row]], return_inverse=True)
+            frames, back = np.unique(first_alike(at, turned)[indices[row]], return_inverse=True)
             scenes.append((spec.objects, at[frames], turned[frames]))
             where[row] = start + back
             start += len(frames)
@@ -675,7 +676,7 @@ class CaterGen(captions.Spoken):
                              "made it")
 
 
-def _first_alike(at: np.ndarray, turned: np.ndarray) -> np.ndarray:
+def first_alike(at: np.ndarray, turned: np.ndarray) -> np.ndarray:
     """For each frame the first of the run of frames that are the same as it: (31,)."""
     same = (at[1:] == at[:-1]).all((1, 2)) & (turned[1:] == turned[:-1]).all((1, 2))
     first = np.arange(len(at))
