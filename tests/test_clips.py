@@ -510,3 +510,12 @@ def test_what_a_dataset_has_none_of_is_refused():
         load_dataset("single-mnist", mode="ambiguous")
     with pytest.raises(ValueError, match="shows no digits: leave the digit set 'mnist-70k' out"):
         load_dataset("cater-gen-v1", "mnist-70k")
+
+
+def test_tokens_made_in_bf16_are_kept_apart(single, cache, monkeypatch):
+    names = []
+    for fast in (False, False, True):
+        monkeypatch.setattr(clips, "has_fast_bf16", lambda device, fast=fast: fast)
+        make(single)
+        names.append({path.name for path in cache.iterdir()})
+    assert names[0] == names[1] and len(names[2] - names[1]) == 1
