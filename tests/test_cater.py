@@ -513,3 +513,10 @@ def test_a_body_that_cannot_be_drawn_is_told(change, message):
     place = np.full((1, 1, 3), 0.5 if change else np.nan)
     with pytest.raises(ValueError, match=message):
         render.render([body], place, np.zeros((1, 1, 3)), 32)
+
+
+def test_more_bodies_than_there_are_bits_are_refused():
+    bodies = [render.Body("sphere", 0.1, (0.1, 0.2, 0.3), "rubber")] * 63
+    with pytest.raises(ValueError, match="63 bodies in one picture: draw at most 62"):
+        render.render(bodies, np.zeros((1, 63, 3)), np.zeros((1, 63, 3)), 16)
+    assert render.render(bodies[:62], np.zeros((1, 62, 3)), np.zeros((1, 62, 3)), 16).shape == (1, 16, 16, 3)

@@ -1188,9 +1188,11 @@ def render(bodies: Sequence[Body], locations, rotations, size: int = 256, *, loo
     """Pictures of bodies at places, uint8 (frames, size, size, 3), on all cores.
 
     locations, rotations: (frames, n, 3), the centres in units of the scene and Euler angles in radians; ValueError for
-    other shapes, values that are not finite, and a body of an unknown shape or material. With `return_masks` also int
-    (frames, size, size): 0 for table and backdrop, 1 + the number of the body elsewhere.
+    other shapes, values that are not finite, a body of an unknown shape or material, and more bodies than 62. With
+    `return_masks` also int (frames, size, size): 0 for table and backdrop, 1 + the number of the body elsewhere.
     """
+    if len(bodies) > 62:   # each is a bit of 64 where it is noted who shades whom
+        raise ValueError(f"{len(bodies)} bodies in one picture: draw at most 62")
     locations, rotations = (np.asarray(a, np.float64) for a in (locations, rotations))
     if locations.shape != rotations.shape or locations.shape[1:] != (len(bodies), 3):
         raise ValueError(f"locations {locations.shape} and rotations {rotations.shape}: expected both as "
