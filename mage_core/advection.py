@@ -75,7 +75,7 @@ class Advection(nn.Module):
     `longest` > 0 are the most frames of a video, where it is asked how many one has.
     """
 
-    THINGS = 3    # that may move, each its own way
+    THINGS = PHRASES + 1   # that may move, each its own way; with a U-Net what phrases name, and the rest of the image
     WAVES = 32    # in which a thing's centre is told
     BLUR = 0.1    # standard deviation of a pixel from what a displacement brings there
     ASTRAY = -9.0   # log-likelihood of a token that no displacement explains
@@ -94,8 +94,6 @@ class Advection(nn.Module):
                  masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, longest: int = 0,
                  head_width: int = 8, language: CaptionSizes | None = None):
         super().__init__()
-        if unet and self.THINGS != PHRASES + 1:
-            raise AssertionError("with a U-Net the things are what phrases name, and the rest of the image")
         self.language = language if unet else None
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
         rows, columns = block_grid(groups, side)

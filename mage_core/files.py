@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -40,23 +40,20 @@ def expanded(path: str | Path) -> Path:
 def alone_in(folder: Path) -> Iterator[None]:
     """A folder for this process: another that wants it waits, and says so. Where the system cannot lock folders
     (Windows, some of a network), nobody waits."""
+    handle = None
     try:
-        import fcntl
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder.name} is in use by another process: waiting until that is done", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass
+        with suppress(ImportError, OSError):
+            import fcntl
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{folder.name} is in use by another process: waiting until that is done", flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)   # which gives the lock back, as the end of the process does
+        if handle is not None:
+            os.close(handle)   # which gives the lock back, as the end of the process does
 
 
 def check_place(path: str | Path) -> Path:

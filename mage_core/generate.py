@@ -118,8 +118,9 @@ def read_image(image, size: int, channels: int) -> Tensor:
     arrays and tensors must have the right channels already.
     """
     if isinstance(image, (str, Path)):
+        path = expanded(image)
         try:
-            with Image.open(expanded(image)) as opened:
+            with Image.open(path) as opened:
                 image = ImageOps.exif_transpose(opened.copy())   # as every viewer turns it
         except FileNotFoundError as error:
             raise ValueError(f"image {str(image)!r} is not a file: give the path of a PNG or JPEG") from error

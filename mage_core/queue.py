@@ -35,7 +35,7 @@ import torch
 
 from mage_core import metrics, weights
 from mage_core.clips import load_dataset
-from mage_core.files import cache_folder, data_folder, sha256, write_whole
+from mage_core.files import cache_folder, data_folder, expanded, sha256, write_whole
 from mage_core.loop import read_curve
 from mage_core.machine import describe as describe_machine
 from mage_core.machine import relaunch_with_fast_allocator
@@ -397,9 +397,15 @@ def main(arguments: list[str] | None = None) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         parser.error("the queue is one process: several GPUs train with accelerate launch -m mage_core.training")
     for name in ("folder", "export", "source"):   # a shell leaves the ~ of --export=~/there
-        setattr(given, name, getattr(given, name) and getattr(given, name).expanduser())
-        if (place := getattr(given, name)) is not None and place.exists() and not place.is_dir():
+        if (place := getattr(given, name)) is None:
+            continue
+        try:
+            place = expanded(place)
+        except ValueError as error:
+            parser.error(str(error))
+        if place.exists() and not place.is_dir():
             parser.error(f"{place} is a file, and is to be a folder: name another")
+        setattr(given, name, place)
     if math.isnan(given.minutes):
         parser.error("--minutes is nan: give a number of minutes")
     folder, names = given.folder or cache_folder() / "queue", given.datasets.split(",")

@@ -411,12 +411,12 @@ class VideoFolder:
             raise ValueError(f"frame {min(wanted)} of {spec.video}: frames are numbered from 0 on")
         if not wanted:
             return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
-        last, needed, found, number = max(wanted, default=-1), set(wanted), {}, -1
+        last, needed, found, number = max(wanted), set(wanted), {}, -1
         end = spec.first + last + 1 if spec.end is None else min(spec.end, spec.first + last + 1)
         for number, frame in enumerate(read_video(self.root / spec.video, first=spec.first, end=end)):
             if number in needed:
                 found[number] = fit(frame, self.image_size)
-        if last not in found and wanted:
+        if last not in found:
             damaged = f", of {self.length(spec)}: {_DAMAGED}" if number + 1 < self.length(spec) else ""
             raise ValueError(f"{spec.video} has no frame {last} in its sample: it has {number + 1}{damaged}")
         return np.stack([found[number] for number in wanted])
