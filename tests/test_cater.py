@@ -1,5 +1,6 @@
 """CATER-GEN scenes, actions and captions: the rules of the generator, in every frame; and pictures of them."""
 
+import hashlib
 import itertools
 import math
 from dataclasses import replace
@@ -126,6 +127,22 @@ def test_samples_stay_what_they_are():
         "containing the medium gray metal sphere.")
     assert scene.caption(CaterGen("cater-gen-v1").spec("train", 0)) == (
         "the snitch is rotating. the cone is sliding to (-3, 2).")
+    pinned = {"cater-gen-v1": "557defa3de28a7ab", "cater-gen-v2": "cb822f90385f172d"}   # speeds, places, turns and times too
+    for name, expected in pinned.items():
+        specs = [CaterGen(name).spec(split, index, seed)
+                 for split in ("train", "test") for index in range(20) for seed in (0, 7)]
+        assert hashlib.sha256(repr(specs).encode()).hexdigest()[:16] == expected, name
+
+
+@pytest.mark.parametrize("name", ["cater-gen-v1", "cater-gen-v2"])
+def test_speeds_and_turns_are_drawn_from_all_there_are(name):
+    """Uniform, by the test of Kolmogorov and Smirnov: 1.95 / sqrt(n) is passed once in a thousand."""
+    specs = [CaterGen(name).spec("train", index) for index in range(500)]
+    turns = [thing.yaw / (2 * math.pi) for spec in specs for thing in spec.objects]
+    for drawn in ([spec.speed for spec in specs], turns):
+        drawn = np.sort(drawn)
+        assert 0 <= drawn[0] and drawn[-1] <= 1
+        assert np.abs(drawn - (np.arange(len(drawn)) + 0.5) / len(drawn)).max() < 1.95 / len(drawn) ** 0.5
 
 
 def test_kinds_and_numbers_of_actions_all_occur():

@@ -238,6 +238,12 @@ def footage(tmp_path):
     return tmp_path
 
 
+def test_a_samples_speed_hangs_on_the_seed(footage):
+    data = folders.VideoFolder(footage, image_size=32)
+    speeds = [data.spec("train", 0, seed).speed for seed in range(200)]
+    assert len(set(speeds)) == 200 and min(speeds) < 0.1 and max(speeds) > 0.9
+
+
 def test_any_footage_with_captions(footage):
     data = folders.VideoFolder(footage, image_size=32)
     assert data.sizes == {"train": 2, "test": 1}

@@ -32,6 +32,18 @@ def test_an_update_is_the_moving_mean_of_the_features_that_chose_a_code():
         torch.testing.assert_close(vqvae.codebook[code].detach(), expected)
 
 
+def test_the_moving_mean_forgets_as_in_the_paper_that_it_is_from():
+    """gamma = 0.99 (van den Oord et al. 2017, appendix A.1): half of what a code was is left after 69 updates."""
+    torch.manual_seed(0)
+    vqvae = VQVAE(PATCH)
+    codebook, before = Codebook(vqvae), vqvae.codebook[0].detach().clone()
+    wanted, ids = before + 1, torch.zeros(4, dtype=torch.long)
+    codebook.count[0], codebook.total[0] = 4.0, 4.0 * before   # as many as choose it each time
+    for _ in range(69):
+        codebook.update(vqvae, wanted.expand(4, -1), ids)
+    torch.testing.assert_close(vqvae.codebook[0].detach(), (before + wanted) / 2, atol=0.005, rtol=0)
+
+
 @settings(max_examples=15)
 @given(seeds, st.integers(1, 5))
 def test_updates_move_codes_to_the_mean_of_their_features(seed, codes):
@@ -254,6 +266,21 @@ def test_an_empty_patch_hears_nothing_of_what_is_beside_it():
     beside = vqvae.features(image) - vqvae.features(torch.zeros_like(image))
     changed = beside.abs().amax(1)[0] > 1e-6
     assert changed[5:10, 5:10].all() and changed.sum() == 25
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level, empty", [(0, True), (1, False), (2, False)])
+def test_a_grey_level_above_black_is_not_empty(level, empty):
+    torch.manual_seed(0)
+    vqvae = VQVAE(PATCH)
+    for parameter in vqvae.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    faint = torch.zeros(1, 1, 64, 64)
+    faint[..., 16:20, 16:20] = level / 255   # the patch in row and column 4
+    beside = faint.clone()
+    beside[..., 16:20, 20:24] = 1.0
+    heard = (vqvae.features(beside) - vqvae.features(faint))[0, :, 4, 4].abs().max()
+    assert (heard < 1e-6) == empty
 
 
 @torch.no_grad()

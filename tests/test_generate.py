@@ -1,6 +1,7 @@
 """`generate`: every kind of image, every wrong argument, and what is written where."""
 
 import io
+import itertools
 import math
 import sys
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ def untrained(dataset_name="single-mnist", **options):
     vqvae = VQVAE(vqvae_config(chosen.vqvae, dataset)).eval()
     specs = [dataset.spec("train", index) for index in range(40)]
     vqvae.initialise(torch.from_numpy(dataset.clips(specs, np.zeros((40, 1), int))).float() / 255)
-    mage = MAGE(mage_config(chosen.mage, dataset, vqvae.config.codebook_size)).eval()
+    mage = MAGE(replace(mage_config(chosen.mage, dataset, vqvae.config.codebook_size), **options)).eval()
     mage.initialise_from_codes(vqvae.codebook)
     with torch.no_grad():
         for parameter in mage.parameters():
@@ -151,9 +152,33 @@ def test_a_batch_is_its_videos_made_one_by_one(fp32, trained):
     batch = generate_videos(trained.vqvae, trained.mage, dataset.name, images, sentences, speeds)
     assert batch.shape == (3, 10, 1, 64, 64) and torch.equal(batch[:, 0], images)
     for together, image, sentence, speed in zip(batch, images, sentences, speeds):
-        # a code at the edge of what still counts as likely may fall on either side of it by rounding
-        apart = (together - generate(image, sentence, speed, weights=trained)).abs()
-        assert (apart > 1e-4).float().mean() < 0.005 and apart.max() < 0.05
+        assert_rounded_alike(together, generate(image, sentence, speed, weights=trained))
+
+
+def assert_rounded_alike(one, other):
+    """A code at the edge of what still counts as likely may fall on either side of it by rounding."""
+    apart = (one - other).abs()
+    assert (apart > 1e-4).float().mean() < 0.005 and apart.max() < 0.05
+
+
+def test_each_video_of_a_stochastic_model_has_its_own_seed_however_many_are_made_at_once(fp32, pixels, monkeypatch):
+    vqvae, mage = untrained(stochastic=True)
+    dataset = load_dataset("single-mnist")
+    trained = weights.Trained(vqvae, mage, dataset.about)
+    samples = generate(pixels, SENTENCE, 0.5, weights=trained, seed=5, samples=3)
+    assert all((one - other).abs().max() > 0.05 for one, other in itertools.combinations(samples, 2))
+    for k, sample in enumerate(samples):
+        assert_rounded_alike(sample, generate(pixels, SENTENCE, 0.5, weights=trained, seed=5 + k))
+
+    specs = [dataset.spec("test", index) for index in range(5)]
+    images = torch.stack([torch.from_numpy(dataset.video(spec)[0]).float() / 255 for spec in specs])[:, None]
+    given = [images, [dataset.caption(spec) for spec in specs], [0.1, 0.3, 0.5, 0.7, 0.9], [4, 9, 2, 7, 6]]
+    monkeypatch.setattr(sys.modules["mage_core.generate"], "CLIPS_AT_ONCE", 2)
+    together = generate_videos(vqvae, mage, dataset, *given)
+    assert len(together) == 5
+    for k, video in enumerate(together):
+        alone, = generate_videos(vqvae, mage, dataset, *(every[k:k + 1] for every in given))
+        assert_rounded_alike(video, alone)
 
 
 # ---------------------------------------------------------------- tokens to pictures

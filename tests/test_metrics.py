@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from mage_core import captions, metrics, semantics
@@ -230,7 +230,7 @@ def test_the_table_shows_every_row_and_the_chance_level_once():
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_perfect_predictor_sees_the_first_frame_only(name):
-    dataset = MovingMNIST(name)
+    dataset, twins = MovingMNIST(name), 0
     for index in range(20):
         spec = dataset.spec("test", index)
         first = dataset.video(spec)[0]
@@ -244,6 +244,8 @@ def test_the_perfect_predictor_sees_the_first_frame_only(name):
                 moved = replace(mover, start_y=start_y, start_x=start_x)
                 twin = replace(spec, movers=(moved, *spec.movers[1:]))
                 assert (metrics.predicted_clip(dataset, twin, 0.5, 10) == clip).all()
+                twins += 1
+    assert twins > 10
 
 
 @pytest.mark.parametrize("name, hundredths", [("single-mnist", None), ("double-mnist", (15, 85)),
@@ -307,7 +309,7 @@ def test_the_ceiling_of_cater_knows_what_is_said_and_no_more(name, index, seed):
         twin = scene.with_caption(spec, scene.caption(spec), seed=seed,
                                   ends=[20 + (seed + k) % 11 for k in range(len(spec.moves))])
     except ValueError:  # hardly any room: no twin in a hundred draws
-        return
+        reject()
     assert [(m.x, m.y) for m in metrics.middle_of_what_is_said(twin).moves] == [(m.x, m.y) for m in answer.moves]
 
 
@@ -362,10 +364,16 @@ def test_an_unknown_split_is_told():
 
 
 def test_futures_end_in_any_frame_in_which_actions_end():
-    table, asked = CATER["cater-gen-v2"], set()
+    table, asked, seeds = CATER["cater-gen-v2"], set(), set()
     spec = table.spec("test", 0)
-    told = SimpleNamespace(interval=table.interval, with_caption=lambda spec, *_, ends, **__: asked.update(ends),
+
+    def with_caption(spec, *_, ends, seed, **__):
+        asked.update(ends)
+        seeds.add(seed)
+
+    told = SimpleNamespace(interval=table.interval, with_caption=with_caption,
                            clips=lambda specs, indices: np.zeros((*indices.shape, 8, 8, 3), np.uint8))
     batch = SimpleNamespace(dataset=told, specs=[spec], speeds=[0.5], truth=torch.zeros(1, 10, 3, 8, 8))
     metrics.mean_of_futures(300).videos(batch)
     assert asked == set(range(20, 31))
+    assert len(seeds) == 300, "where in its cell an action ends is drawn anew for each"

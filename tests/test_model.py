@@ -461,6 +461,21 @@ def test_corrupted_inputs_and_true_targets():
     torch.testing.assert_close(out.loss, F.cross_entropy(out.logits.flatten(0, -2), truth[:, 1:].flatten()))
 
 
+def test_the_posterior_sees_the_true_video_whatever_the_model_is_given():
+    mage = model(VARIANTS["stochastic"])
+    truth, text, speed = sample(mage.config)
+    given = truth.clone()
+    given[:, 1:] = (given[:, 1:] + 3) % mage.config.codebook_size
+    with torch.no_grad():
+        mean, log_variance = mage.posterior(mage.visual_tokens.embed(truth))
+        normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+        expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+        other = mage(truth, text, speed, posterior_noise=mage.noise([0, 1]))
+        out = mage(given, text, speed, target_ids=truth, posterior_noise=mage.noise([0, 1]))
+    assert out.kl_loss == other.kl_loss and not torch.equal(out.logits, other.logits)
+    torch.testing.assert_close(out.kl_loss, expected.flatten(1).sum(1).mean())
+
+
 def test_loss_over_chosen_tokens_and_frames(mage):
     config = mage.config
     ids, text, speed = sample(config)

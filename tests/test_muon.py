@@ -1,5 +1,6 @@
 """Muon against torch's own, and what makes it Muon: the singular values."""
 
+import inspect
 import io
 
 import pytest
@@ -37,6 +38,12 @@ def test_steps_are_those_of_torchs_muon():
             optimiser.step()
         for mine, other in zip(ours, theirs):   # both compute in bf16, in which a single step is 0.2 x 0.02 x 8
             torch.testing.assert_close(mine, other, atol=1e-3 * (step + 1), rtol=1e-3)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
+def test_the_momentum_is_torchs_unless_told_otherwise():
+    ours, theirs = (inspect.signature(made).parameters["momentum"].default for made in (Muon, torch.optim.Muon))
+    assert ours == theirs
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")

@@ -193,6 +193,13 @@ def test_another_seed_ends_in_other_weights(single, whole, tmp_path):
                            whole.kept["vqvae"]["parts"]["vqvae"]["codebook"])
 
 
+def test_a_runs_batches_are_those_of_its_seed(single, whole, tmp_path, monkeypatch):
+    seen, made = set(), training.training_batch
+    monkeypatch.setattr(training, "training_batch", lambda *given, **more: seen.add(given[3]) or made(*given, **more))
+    train_mage(SMALL, single, whole.vqvae, tmp_path, seed=3, progress=False)
+    assert seen == {3}
+
+
 def test_a_finished_stage_is_loaded_and_not_trained_on(single, whole, monkeypatch):
     monkeypatch.setattr(VQVAE, "forward", None)
     monkeypatch.setattr(MAGE, "forward", None)
@@ -481,7 +488,7 @@ def test_each_step_has_the_rate_of_a_short_rise_and_a_cosine(tmp_path):
     steps = np.arange(40)
     cosine = 0.02 + 0.98 * (1 + np.cos(np.pi * steps / 40)) / 2
     np.testing.assert_allclose(rates, (np.minimum(1, (steps + 1) / 4) * cosine)[:, None])
-    assert groups[0]["betas"] == (0.9, 0.98) and groups[0]["eps"] == 1e-8   # as the released code has it
+    assert groups[0]["betas"] == (0.9, 0.98)   # as the released code has it
 
 
 @pytest.mark.parametrize("muon", [0.0, 3.0])
@@ -721,6 +728,12 @@ def test_a_batch_is_a_function_of_seed_and_step(numbered):
     for other in ((5, 8), (6, 7)):
         batch = training_batch(numbered, pretend, recipe(**ALL), *other)
         assert not torch.equal(batch["speed"], batches[0]["speed"])
+        assert not torch.equal(batch["dice"], batches[0]["dice"])
+    some = recipe(hide_some=1.0)   # of every clip: where, is a function of both as well
+    hidden = [training_batch(numbered, pretend, some, *which)["token_ids"] == HIDDEN
+              for which in ((5, 7), (5, 8), (6, 7))]
+    assert all(0 < where.float().mean() < 1 for where in hidden)
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(hidden, 2))
 
 
 def test_every_pair_comes_once_an_epoch_in_a_new_order_and_at_a_new_speed(numbered):
@@ -730,6 +743,8 @@ def test_every_pair_comes_once_an_epoch_in_a_new_order_and_at_a_new_speed(number
     epochs = [samples[start:start + 10] for start in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+    first = torch.cat([training_batch(numbered, pretend, recipe(), 1, step)["token_ids"] for step in range(4)])
+    assert (first[:10, 0, 0, 0] // 100).tolist() != epochs[0], "another seed, another order"
     speeds, text = (torch.cat([batch[name] for batch in batches]) for name in ("speed", "text_ids"))
     assert len(speeds.unique()) == 30 and 0 < speeds.min() < 0.2 and 0.8 < speeds.max() < 1
     for clip, sample, speed, words in zip(clips, samples, speeds.tolist(), text):
@@ -1269,6 +1284,15 @@ def test_commitment_is_part_of_the_first_stages_loss(single, tmp_path):
     assert losses[1] > losses[0] and losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-3)
 
 
+def test_the_first_stages_loss_is_its_reconstructions_times_the_recipes_weight(single, tmp_path):
+    losses = []
+    for weight in (1.0, 3.0):
+        preset = of("vqvae", images=8, reconstruction=weight, commitment=0.0, decoder_alone=0.0)
+        train_vqvae(preset, single, tmp_path / str(weight), progress=False)
+        losses.append(kept(tmp_path / str(weight), "vqvae")["recent"][0])
+    assert losses[1] == pytest.approx(3 * losses[0], rel=1e-3) and losses[0] > 0
+
+
 def test_the_rows_of_a_table_are_made_by_what_they_are_named_after(single, whole):
     trained = weights.Trained(whole.vqvae.eval(), whole.mage.eval(), single.about)
     rows = {row.name: row for row in training.results(trained, 3, progress=False)}
@@ -1279,6 +1303,11 @@ def test_the_rows_of_a_table_are_made_by_what_they_are_named_after(single, whole
         found = training.metrics.evaluate(maker, single, "test", 3)
         np.testing.assert_allclose(rows[name].scores.frame_psnr, found.scores.frame_psnr, atol=1e-3)
     assert len({row.scores.psnr_frames for row in rows.values()}) == 4
+    others = training.results(trained, 3, seed=5, progress=False)
+    expected = training.metrics.evaluate(training.metrics.first_frame_repeated(), single, "test", 3, seed=5)
+    repeated, = (row.scores.frame_psnr for row in others if row.name == "first frame repeated")
+    np.testing.assert_allclose(repeated, expected.scores.frame_psnr, atol=1e-3)
+    assert np.abs(repeated - rows["first frame repeated"].scores.frame_psnr).min() > 1e-3, "those of another seed"
 
 
 def test_a_card_tells_of_no_first_stage_that_the_run_did_not_take(single, whole, tmp_path):
