@@ -127,7 +127,8 @@ def test_samples_stay_what_they_are():
         "containing the medium gray metal sphere.")
     assert scene.caption(CaterGen("cater-gen-v1").spec("train", 0)) == (
         "the snitch is rotating. the cone is sliding to (-3, 2).")
-    pinned = {"cater-gen-v1": "557defa3de28a7ab", "cater-gen-v2": "cb822f90385f172d"}   # speeds, places, turns and times too
+    # speeds, places, turns and times too
+    pinned = {"cater-gen-v1": "557defa3de28a7ab", "cater-gen-v2": "cb822f90385f172d"}
     for name, expected in pinned.items():
         specs = [CaterGen(name).spec(split, index, seed)
                  for split in ("train", "test") for index in range(20) for seed in (0, 7)]
