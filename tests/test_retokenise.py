@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +122,24 @@ def test_logits_name_the_code_that_features_point_to(dataset):
     nats = F.cross_entropy(shares.unflatten(0, (4, 32)), torch.stack(
         [ids // 32 ** group % 32 for group in range(4)], 1).mode(0).values)
     assert blind.abs().mean() < 0.2 * weight.abs().mean() and nats < torch.tensor(32.0).log()
+
+
+def test_logits_are_those_of_a_linear_discriminant():
+    """log(share x density) of each code, by numpy's least squares and torch's normal distribution."""
+    torch.manual_seed(0)
+    codebook, shares = torch.randn(5, 3), torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
+    targets = torch.multinomial(shares, 4_000, replacement=True)
+    features = codebook[targets] @ torch.randn(3, 6) + torch.randn(4_000, 6)
+    vqvae = SimpleNamespace(codebook=codebook, config=SimpleNamespace(codebook_size=5, groups=1))
+    weight, bias = room._logits(vqvae, features, targets)
+
+    given, wanted = np.c_[features.numpy(), np.ones(4_000)], codebook[targets].numpy()
+    said = given @ np.linalg.lstsq(given, wanted, rcond=None)[0]
+    spread = torch.from_numpy((wanted - said).T @ (wanted - said) / 4_000)
+    normal = torch.distributions.MultivariateNormal(torch.from_numpy(said)[:, None], spread)
+    expected = normal.log_prob(codebook.double()) + (targets.bincount() / 4_000).log()
+    torch.testing.assert_close((features @ weight.T + bias).log_softmax(1).double(), expected.log_softmax(1),
+                               atol=0.02, rtol=0.01)   # a ridge keeps spreads apart from nothing
 
 
 def test_other_grids_are_refused(start):

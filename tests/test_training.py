@@ -375,6 +375,33 @@ def line_stage(steps=10, batch=4, **changes):
                     "watch": lambda: {"psnr": 12.5}, "watch_every": 2 * batch, "seed": 0, "recipe": {"a": 1}} | changes)
 
 
+def test_parts_go_on_learning_after_they_were_looked_at(tmp_path):
+    plain, modes = line_stage(steps=9), []
+    model = plain.parts["line"]
+
+    def step(number):
+        modes.append(model.training)
+        return plain.step(number)
+
+    assert fit(dataclasses.replace(plain, step=step, watch=lambda: model.eval() and {}), tmp_path, progress=False)
+    assert len(read_curve(tmp_path / "line.jsonl")) > 3 and modes == [True] * 9
+
+
+def test_the_loss_of_a_curve_is_the_mean_of_the_last_two_hundred_steps(tmp_path):
+    plain, losses = line_stage(steps=300, watch_every=100 * 4), []
+
+    def step(number):
+        loss, shown = plain.step(number)
+        losses.append(loss.item())
+        return loss, shown
+
+    assert fit(dataclasses.replace(plain, step=step), tmp_path, progress=False)
+    told = [(line["step"], line["loss"]) for line in read_curve(tmp_path / "line.jsonl")]
+    assert [number for number, _ in told] == [100, 200, 300]
+    for number, loss in told:
+        assert loss == pytest.approx(np.mean(losses[max(0, number - 200):number]), rel=1e-6)
+
+
 def test_gradients_apart_are_clipped_by_themselves(tmp_path):
     for apart, moved in (([], 1e-3), (["bias"], 1.0)):
         model = nn.Linear(1, 1)
