@@ -163,7 +163,7 @@ def test_paper_is_the_released_architecture():
         codebook_size=512, rows=16, columns=16, clip_length=10, width=512, head_width=32, vocabulary_size=30,
         context_length=captions.context_length("single-mnist"), text_layers=2, anchor_layers=1, axial_layers=6,
         dropout=0.1, stochastic=False, speed_loss=False, shift_attention=False, time_bias=False, speed_frequencies=0,
-        intervals=None, hidden_token=False)
+        intervals=None, hidden_token=False, alpha=0.001, beta=0.00025)   # eq. 7's weights, as released for v1
     vqvae = vqvae_config(chosen.vqvae, dataset)
     assert (vqvae.shape, vqvae.down, vqvae.width, vqvae.codebook_size) == ("released", 4, 256, 512)
     assert vqvae.pixel_range == (-0.5, 0.5) and vqvae.commitment == 2.0
