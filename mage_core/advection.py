@@ -13,11 +13,11 @@ each thing is what one phrase of the caption names, cut out by a U-Net that sees
 the rest of it, which stays where it is (see `phrases`); the motion anchor is then not asked, the words are read anew,
 each phrase by itself, and a clip's displacements cost so little that training can show many. What the U-Net saw of a
 thing corrects the thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the
-centre of what is left of it is elsewhere. A video of Modified Moving MNIST ends when its last digit rests, and which of
-its frames a clip shows hangs on that: there each thing also says when it comes to rest, and where it is in a clip is a
-mean over all lengths that the video may have. What the U-Net finds is not quite the same when the image is a pixel or
-two elsewhere: for a generated video it can look several times, each at the image shifted, and the mean counts
-(test-time augmentation).
+centre of what is left of it is elsewhere. With `window` it takes a closer look at each thing besides (see `closer`). A
+video of Modified Moving MNIST ends when its last digit rests, and which of its frames a clip shows hangs on that: there
+each thing also says when it comes to rest, and where it is in a clip is a mean over all lengths that the video may
+have. What the U-Net finds is not quite the same when the image is a pixel or two elsewhere: for a generated video it
+can look several times, each at the image shifted, and the mean counts (test-time augmentation).
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -36,6 +36,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mage_core.axial import sinusoids
+from mage_core.closer import CloserLook
 from mage_core.motion_anchor import CrossAttention
 from mage_core.phrases import PHRASES, PhraseUNet, phrases_of
 from mage_core.tokens import block_grid, split_ids
@@ -71,7 +72,8 @@ class Advection(nn.Module):
     `patch` is a token's (channels, side in pixels), `reach` the longest displacement in pixels, `pixels` (groups k n)
     each code's pixels (`VQVAE.code_pixels`), which whoever makes the model fills in. Below, m counts displacements:
     -reach ... reach pixels down, then as many to the right. With `masks`, `grid` is the rows and columns of tokens, and
-    `unet` the width of the U-Net that looks for the phrases of a `language`, 0 where features of tokens make masks;
+    `unet` the width of the U-Net that looks for the phrases of a `language`, 0 where features of tokens make masks, and
+    `window` > 0 the side of those in which it takes a closer look;
     `longest` > 0 are the most frames of a video, where it is asked how many one has.
     """
 
@@ -91,8 +93,8 @@ class Advection(nn.Module):
     ANY = 1e-3     # the chance that a video ends just anywhere
 
     def __init__(self, *, width: int, codebook_size: int, groups: int, patch: tuple[int, int], reach: int,
-                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, longest: int = 0,
-                 head_width: int = 8, language: CaptionSizes | None = None):
+                 masks: bool = False, grid: tuple[int, int] = (16, 16), unet: int = 0, window: int = 0,
+                 longest: int = 0, head_width: int = 8, language: CaptionSizes | None = None):
         super().__init__()
         self.language = language if unet else None
         (channels, side), self.reach, self.codebook_size, self.groups = patch, reach, codebook_size, groups
@@ -108,13 +110,15 @@ class Advection(nn.Module):
         self.shown = nn.Linear(width, groups * (self.THINGS + 1))   # nothing of these, or one of the things
         self.sure = nn.Linear(width, 1)
         _fresh((self.where, width ** -0.5), (self.shown, 0.1 * width ** -0.5), (self.chances, 0.0), (self.sure, 0.0))
-        self.unet, self.ends = None, None
+        self.unet, self.closer, self.ends = None, None, None
         if not masks:
             return
         if unet:
             self.asked = nn.Parameter(torch.randn(1, width))   # of a phrase's words
             self.words, self.read = nn.LayerNorm(width), CrossAttention(width, head_width, 0.0)
             self.unet = PhraseUNet(channels, unet, language.vocabulary_size)
+            if window:
+                self.closer = CloserLook(channels, unet, 2 * unet, language.vocabulary_size, window)
             self.word_vectors = nn.Embedding(language.vocabulary_size, width)
             self.word_places = nn.Embedding(language.context_length, width)
             self.meant = nn.LayerNorm(width)
@@ -138,6 +142,10 @@ class Advection(nn.Module):
         """The parameters that learn from the displacement loss alone: with masks all but those of the logits."""
         return [parameter for name, parameter in self.named_parameters()
                 if self.masks and name.partition(".")[0] not in ("shown", "sure", "whole")]
+
+    def inner_convolutions(self) -> list[nn.Parameter]:
+        """The weights of the U-Net's convolutions, and of the closer look's, but for those that make logits."""
+        return [weight for part in (self.unet, self.closer) if part is not None for weight in part.inner_convolutions()]
 
     # ---- pixels
 
@@ -284,14 +292,19 @@ class Advection(nn.Module):
         language = self.language
         phrases, places = phrases_of(text_ids, language.separator, language.pad_id)
         features, masks, logits = self.unet(image, text_ids, phrases)
+        seen, centres = _looks(image[:, None] * masks[:, :, None], features)
+        centres = centres + self.votes(seen)
+        if self.closer is not None:
+            telling = phrases * self.unet.skill()[text_ids][:, None]
+            masks, elsewhere = self.closer(image, masks, features, centres, text_ids, telling)
+            centres = centres + elsewhere
         things = image[:, None] * torch.cat([masks, (1 - masks).prod(1, keepdim=True)], 1)[:, :, None]
-        seen, centres = _looks(things[:, :PHRASES], features)
         everything = (text_ids != language.pad_id)[:, None]   # a phrase without words is told all
         heard = torch.where(phrases.any(2, keepdim=True), phrases, everything)
         bias = torch.zeros(heard.shape, device=image.device).masked_fill_(~heard, float("-inf"))[:, None]
         words = self.words(self.word_vectors(text_ids) + self.word_places(places))
         meant = self.meant(self.read(self.asked.expand(len(words), 1, PHRASES, -1), words, bias)[:, 0])
-        return self.what(meant), centres + self.votes(seen), things, logits
+        return self.what(meant), centres, things, logits
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)

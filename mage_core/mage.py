@@ -29,7 +29,7 @@ from mage_core.tokens import block_grid, check_tokens, code_vectors, join_ids, s
 class MAGEConfig:
     """Sizes and options of a MAGE; the defaults are the released ones.
 
-    The last seventeen options are ours and by default leave the released model as it is: `shift_attention` and
+    The last eighteen options are ours and by default leave the released model as it is: `shift_attention` and
     `time_bias` (see `axial`), `speed_frequencies` > 0 lets the speed vector have waves of eta, `intervals` (frames from
     one sampled frame to the next at speeds 0 and 1) puts the time that has passed into the time positions, to the frame
     with `video_length` (the frames of the dataset's videos, where all have as many), `hidden_token` adds a token for
@@ -39,7 +39,8 @@ class MAGEConfig:
     with `trust` > 1 what moves is at one place in generation (`Advection.least_error`), and is trusted so many times as
     much as was learned, and with `masks` each thing that moves is a part of the first frame, not all of it; `unet` > 0
     is the width of a U-Net that cuts out what each phrase of the caption names, and `phrases` the id of the word at
-    which one begins (see `phrases`); `longest` > 0 are the most frames of a video, where those of videos differ and it
+    which one begins (see `phrases`), and with `window` > 0, its side in pixels, each thing is looked at more closely in
+    a window around it (see `closer`); `longest` > 0 are the most frames of a video, where those of videos differ and it
     is asked when the things that a caption names come to rest. `looks` says how often generation has the U-Net look at
     the first frame, shifted each time, for a mean of what it finds; `still` > 0 by how many nats generation takes it to
     be likelier than the logits say that a token, as a whole, is the first frame's (`with_still`). An `autoregressive`
@@ -80,6 +81,7 @@ class MAGEConfig:
     trust: float = 1.0
     masks: bool = False
     unet: int = 0
+    window: int = 0
     phrases: int = 0
     longest: int = 0
     looks: int = 1
@@ -148,6 +150,12 @@ class MAGEConfig:
             if any(side % SHRINKS for side in sides):
                 raise ValueError(f"MAGEConfig.unet is {self.unet} for images of {sides[0]} x {sides[1]}: their sides "
                                  f"must be multiples of {SHRINKS}")
+            if self.window % SHRINKS or not 0 <= self.window <= min(sides):
+                raise ValueError(f"MAGEConfig.window is {self.window} for images of {sides[0]} x {sides[1]}: the side "
+                                 f"of a window must be a multiple of {SHRINKS} that fits in, or 0 for none")
+        elif self.window:
+            raise ValueError(f"MAGEConfig.window is {self.window} and unet 0: a closer look is taken at what a U-Net "
+                             "has cut out; set unet too, or leave window at 0")
         if self.longest and (self.longest < 2 or not self.unet or self.intervals is None or self.video_length):
             raise ValueError(f"MAGEConfig.longest is {self.longest}, unet {self.unet}, intervals {self.intervals} and "
                              f"video_length {self.video_length}: how many frames a video has is asked of what phrases "
@@ -261,8 +269,8 @@ class MAGE(nn.Module):
                                           shift_attention=config.shift_attention, time_bias=config.time_bias, **shared)
         self.advection = Advection(width=config.width, codebook_size=config.codebook_size, groups=config.groups,
                                    patch=config.patch, reach=config.advection, masks=config.masks,
-                                   grid=(config.rows, config.columns), unet=config.unet, longest=config.longest,
-                                   head_width=config.head_width,
+                                   grid=(config.rows, config.columns), unet=config.unet, window=config.window,
+                                   longest=config.longest, head_width=config.head_width,
                                    language=CaptionSizes(config.vocabulary_size, config.context_length, config.pad_id,
                                                      config.phrases)) if config.advection else None
 
@@ -669,6 +677,7 @@ def check_start(config: MAGEConfig, start: MAGEConfig, *may_differ: str) -> None
     may_differ += () if start.advection else ("advection", "patch", "masks")
     may_differ += () if start.masks else ("masks",)
     may_differ += () if start.unet else ("unet",)
+    may_differ += () if start.window else ("window",)
     may_differ += () if start.longest else ("longest",)
     may_differ += ("phrases",) if config.unet or not start.unet else ()   # a word has another id among other words
     differing = [f"{name} {theirs[name]} for {ours[name]}" for name in ours

@@ -51,6 +51,18 @@ def phrases_of(text_ids: Tensor, separator: int, pad_id: int) -> tuple[Tensor, T
     return inside, places - begun
 
 
+class Residual(nn.Sequential):
+    """x + two convolutions of it, which begin as no change: (b width h w), the same."""
+
+    def __init__(self, width: int):
+        super().__init__(convolution(width, width), nn.Conv2d(width, width, 3, 1, 1))
+        nn.init.zeros_(self[1].weight)
+        nn.init.zeros_(self[1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
 class PhraseUNet(nn.Module):
     """Images (b c H W), caption ids (b l), the words of each phrase (b n l) -> features (b n width H/2 W/2), masks
     (b n H W) in (0, 1), the logits of every word at each place (b v H/8 W/8).
@@ -77,17 +89,15 @@ class PhraseUNet(nn.Module):
         self.up_4 = nn.Sequential(convolution(quarter, quarter), nn.Conv2d(quarter, half, 1))
         self.over_2 = nn.Conv2d(half, half, 1)
         self.up_2 = nn.Sequential(BatchNorm(half), nn.ReLU(), convolution(half, half))
-        self.finer = nn.ModuleList([nn.Sequential(convolution(half, half), nn.Conv2d(half, half, 3, 1, 1))
-                                    for _ in range(self.FINER)])
+        self.finer = nn.Sequential(*(Residual(half) for _ in range(self.FINER)))
         self.cut = nn.Conv2d(half, 4, 1)
         for name in ("share", "cost"):   # of the captions with a word, and nats that it costs
             self.register_buffer(name, torch.zeros(vocabulary_size))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         nn.init.normal_(self.word.weight, std=0.02)
         nn.init.constant_(self.word.bias, -3.0)
-        for last in (self.cut, *(block[1] for block in self.finer)):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.cut.weight)
+        nn.init.zeros_(self.cut.bias)
 
     def forward(self, images: Tensor, text_ids: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         half = self.down_2(F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last))
@@ -105,9 +115,7 @@ class PhraseUNet(nn.Module):
         x = F.interpolate(self.from_8(x), scale_factor=2)
         x = self.up_4(x + self.over_4(quarter).repeat_interleave(count, 0))
         x = F.interpolate(x, scale_factor=2) + self.over_2(half).repeat_interleave(count, 0)
-        features = self.up_2(x)
-        for block in self.finer:
-            features = features + block(features)
+        features = self.finer(self.up_2(x))
         start = F.interpolate((own - others).clamp(-self.AT_MOST, self.AT_MOST), scale_factor=8, mode="bilinear")
         cut = rearrange(F.pixel_shuffle(self.cut(features), 2), "(b n) 1 h w -> b n h w", n=count)
         return rearrange(features, "(b n) c h w -> b n c h w", n=count), (start + cut).sigmoid(), words

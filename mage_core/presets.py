@@ -96,6 +96,7 @@ class MAGERecipe:
     trust: float = 1.0           # in generation, of what is displaced (MAGEConfig)
     masks: bool = False          # each thing that is displaced is a part of the first image (MAGEConfig)
     unet: int = 0                # the width of a U-Net that cuts out what phrases name; 0: features of tokens do
+    window: int = 0              # > 0: a closer look at each, in a window with sides of so many pixels (MAGEConfig)
     unet_muon: float = 0.0       # > 0: Muon for its convolutions, at this multiple of the learning rate
     looks: int = 1               # in generation, of the U-Net at the first image, shifted each time (MAGEConfig)
     still: float = 0.0           # in generation, nats for a token to be the first frame's again (MAGEConfig)
@@ -272,6 +273,8 @@ def sized_like(chosen: Preset, start: MAGEConfig) -> Preset:
         sizes["masks"] = True
     if start.unet:
         sizes |= {"unet": start.unet, "looks": start.looks}
+    if start.window:
+        sizes["window"] = start.window
     return dataclasses.replace(chosen, mage=dataclasses.replace(chosen.mage, **sizes))
 
 
@@ -341,7 +344,7 @@ def mage_config(recipe: MAGERecipe, dataset, codebook_size: int, groups: int = 1
         video_length=dataset.video_length if recipe.shifts else None,
         advection=recipe.advection, trust=recipe.trust if recipe.advection else 1.0,
         patch=(dataset.channels, dataset.image_size // 16) if recipe.advection else None,
-        masks=recipe.masks and recipe.advection > 0, unet=unet,
+        masks=recipe.masks and recipe.advection > 0, unet=unet, window=recipe.window if unet else 0,
         phrases=dataset.vocabulary.index(recipe.phrases) if unet else 0,
         looks=recipe.looks if unet else 1, still=recipe.still, autoregressive=recipe.autoregressive,
         longest=dataset.longest if unet and recipe.shifts and dataset.video_length is None else 0,

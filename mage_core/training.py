@@ -299,7 +299,7 @@ def train_mage(chosen: Preset, dataset, vqvae: VQVAE, folder: Path, *, seed: int
         mage.zero_grad(set_to_none=True)
         stage = Stage("mage", "samples", recipe.samples, recipe.batch, {"mage": mage},
                       optimisers(mage, recipe.learning_rate, muon=recipe.muon, weight_decay=recipe.weight_decay,
-                                 convolutions=mage.advection.unet.inner_convolutions() if mage.config.unet else (),
+                                 convolutions=mage.advection.inner_convolutions() if mage.config.unet else (),
                                  unet_muon=recipe.unet_muon),
                       lambda number: (loss_of(*made, number), {}), None, watch, recipe.evaluate_every, seed,
                       _recipe(recipe, dataset, seed, chosen.pairs)
