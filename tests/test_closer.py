@@ -7,18 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_phrases import AND, CONFIG, WORDS, model, sample
 
 from mage_core import weights
 from mage_core.closer import CloserLook, cropped, put_back
 from mage_core.clips import load_dataset
 from mage_core.loop import optimisers
-from mage_core.mage import MAGE
+from mage_core.mage import MAGE, MAGEConfig
 from mage_core.phrases import phrases_of
 from mage_core.presets import changed, mage_config, preset, sized_like, vqvae_config
 from mage_core.training import train_mage
 from mage_core.vqvae import VQVAE
 
+AND, WORDS = 4, 9
+CONFIG = MAGEConfig(codebook_size=5, groups=2, rows=4, columns=6, clip_length=4, width=16, vocabulary_size=WORDS,
+                    context_length=7, axial_layers=3, head_width=16, dropout=0.0, shift_attention=True,
+                    intervals=(1.0, 2.0), advection=5, patch=(1, 4), masks=True, unet=8, phrases=AND)
 CLOSER = dataclasses.replace(CONFIG, window=16)
 few = settings(max_examples=30, deadline=None)
 
@@ -31,6 +34,24 @@ def closer(seed=0):
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return made
+
+
+def mage_of(config, seed=0):
+    """A model in use, all of whose parts do something."""
+    torch.manual_seed(seed)
+    made = MAGE(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+        made.advection.pixels.uniform_()
+        made.advection.unet.share.fill_(0.5)
+    return made
+
+
+def given_to_mage():
+    """Token ids of two clips, caption ids, speeds."""
+    ids = torch.randint(CONFIG.codebook_size ** CONFIG.groups, (2, 4, 4, 6), generator=torch.Generator().manual_seed(0))
+    return ids, torch.tensor([[1, 2, 3, AND, 5, 6], [1, 7, 2, AND, 8, 3]]), torch.tensor([0.3, 0.7])
 
 
 def looked_at(seed=0):
@@ -208,7 +229,7 @@ def test_masks_see_finer_features_beside_what_comes_from_coarser_ones():
 
 @torch.no_grad()
 def test_a_centre_is_corrected_and_a_thing_is_what_the_better_mask_cuts_out():
-    mage, (ids, text, speed) = model(CLOSER), sample()
+    mage, (ids, text, speed) = mage_of(CLOSER), given_to_mage()
     made, looks, told = mage.advection, [], []
     made.closer.register_forward_hook(lambda closer, given, found: looks.append((given, found)))
     made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
@@ -226,7 +247,7 @@ def test_a_centre_is_corrected_and_a_thing_is_what_the_better_mask_cuts_out():
 
 
 def test_the_displacement_loss_reaches_all_of_it_and_what_it_looks_at():
-    mage, (ids, text, speed) = model(CLOSER).train(), sample()
+    mage, (ids, text, speed) = mage_of(CLOSER).train(), given_to_mage()
     mage(ids, text, speed).displacement_loss.backward()
     made = mage.advection
     for name, parameter in made.closer.named_parameters():
@@ -237,7 +258,7 @@ def test_the_displacement_loss_reaches_all_of_it_and_what_it_looks_at():
 
 
 def test_its_convolutions_learn_by_muon_but_for_the_one_that_cuts():
-    mage = model(CLOSER)
+    mage = mage_of(CLOSER)
     made = optimisers(mage, 0.01, weight_decay=0.0, convolutions=mage.advection.inner_convolutions(), unet_muon=2.0)
     inner = {id(parameter) for group in made[1].param_groups for parameter in group["params"]}
     look = mage.advection.closer
@@ -247,9 +268,9 @@ def test_its_convolutions_learn_by_muon_but_for_the_one_that_cuts():
 
 
 def test_weights_without_it_are_a_start_for_a_model_with_it_and_not_the_reverse():
-    theirs, ours = model(seed=1), MAGE(CLOSER).eval()
+    theirs, ours = mage_of(CONFIG, seed=1), MAGE(CLOSER).eval()
     ours.start_from(theirs, "abcdefghi", "abcdefghi")
-    ids, text, speed = sample()
+    ids, text, speed = given_to_mage()
     with torch.no_grad():
         found, expected = (mage.displacements(None, ids[:, 0], text, speed) for mage in (ours, theirs))
     torch.testing.assert_close(found.chances, expected.chances, atol=1e-4, rtol=1e-3)
