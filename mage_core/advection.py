@@ -57,13 +57,15 @@ class Displaced(NamedTuple):
     """Where things are: log `chances` of every displacement, at each time, of each thing (b t things m), and what the
     `things` are in the first frame (b things c H W). With a U-Net the logits of all `words` at each place (b v H/8
     W/8); with `longest` the log chances that the video ends after 1, 2 ... frames (b longest). What was `told` of the
-    things that may move (b things d), their centres (b things 2) and the times (b t d)."""
+    things that may move (b things d), their centres (b things 2) and the times (b t d). With `window` the `guesses` at
+    these: log chances of rows and of columns, and which these are (b things 2 k)."""
 
     chances: Tensor
     things: Tensor
     words: Tensor | None = None
     endings: Tensor | None = None
     told: tuple[Tensor, Tensor, Tensor] | None = None
+    guesses: tuple[Tensor, Tensor] | None = None
 
 
 class Advection(nn.Module):
@@ -181,9 +183,9 @@ class Advection(nn.Module):
         (b t d) -> where things are at each time. With `unet` the captions' ids (b l) are asked for in place of the
         anchor, and the U-Net sees the image by `shift` pixels farther down and to the right (see `shifts`)."""
         with torch.autocast(token_ids.device.type, enabled=False):
-            image, words, endings = self.image(token_ids), None, None
+            image, words, endings, guesses = self.image(token_ids), None, None, None
             if self.unet is not None:
-                what, centres, things, words = self._cut_out(text_ids, _shifted(image, *shift))
+                what, centres, things, words, guesses = self._cut_out(text_ids, _shifted(image, *shift))
                 centres = centres - torch.tensor(shift, dtype=centres.dtype, device=centres.device)
                 things = _shifted(things, -shift[0], -shift[1])
             else:
@@ -197,7 +199,7 @@ class Advection(nn.Module):
                 still[..., self.reach] = 0.0
                 chances = torch.cat([chances, still], 2)
             return Displaced(chances, things.expand(-1, self.THINGS, -1, -1, -1), words,
-                             endings, (what, centres, times))
+                             endings, (what, centres, times), guesses)
 
     def _moved(self, what: Tensor, centres: Tensor, times: Tensor) -> Tensor:
         """What things are (b things d), where (b things 2), and times (b t d) -> log chances (b t things m)."""
@@ -282,9 +284,10 @@ class Advection(nn.Module):
             centres = _centre(mass.sum(3), mass.sum(2))
         return what, centres, things
 
-    def _cut_out(self, text_ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _cut_out(self, text_ids: Tensor,
+                 image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """What each phrase of captions (b l) names in images (b c H W), and the rest of them among things, the last: as
-        `_found`, and the logits of every word at each place.
+        `_found`, the logits of every word at each place, and the guesses at centres (`Displaced`).
 
         How a thing moves is for words to say, not for its looks: told by these as well, with its true centre, it was 5
         pixels off or more in one case of 20, and by words alone in one of 500 (notebooks/search_log.md).
@@ -293,18 +296,18 @@ class Advection(nn.Module):
         phrases, places = phrases_of(text_ids, language.separator, language.pad_id)
         features, masks, logits = self.unet(image, text_ids, phrases)
         seen, centres = _looks(image[:, None] * masks[:, :, None], features)
-        centres = centres + self.votes(seen)
+        centres, guesses = centres + self.votes(seen), None
         if self.closer is not None:
             telling = phrases * self.unet.skill()[text_ids][:, None]
-            masks, elsewhere = self.closer(image, masks, features, centres, text_ids, telling)
-            centres = centres + elsewhere
+            masks, *guesses = self.closer(image, masks, features, centres, text_ids, telling)
+            centres = (guesses[0].exp() * guesses[1]).sum(-1)
         things = image[:, None] * torch.cat([masks, (1 - masks).prod(1, keepdim=True)], 1)[:, :, None]
         everything = (text_ids != language.pad_id)[:, None]   # a phrase without words is told all
         heard = torch.where(phrases.any(2, keepdim=True), phrases, everything)
         bias = torch.zeros(heard.shape, device=image.device).masked_fill_(~heard, float("-inf"))[:, None]
         words = self.words(self.word_vectors(text_ids) + self.word_places(places))
         meant = self.meant(self.read(self.asked.expand(len(words), 1, PHRASES, -1), words, bias)[:, 0])
-        return self.what(meant), centres, things, logits
+        return self.what(meant), centres, things, logits, guesses
 
     def _masks(self, x: Tensor, told: Tensor) -> Tensor:
         """Features of tokens (b h w d) and of things (b things e) -> how much of a pixel is a thing's: (b things H W)
@@ -362,26 +365,38 @@ class Advection(nn.Module):
 
     def off_centre(self, displaced: Displaced, frames: Tensor, seen: Tensor) -> Tensor:
         """How far the centres of what phrases name are from where displacements say that they are: half the squared
-        pixels, the mean over clips.
+        pixels, the mean over clips; or the nats by which guesses at centres miss it.
 
         `seen` are the chances of displacements in some of the frames (b s things m), once it is seen where things are
         (`explained`). A centre a pixel off has others: of some offsets, up to `OFFSETS` pixels along either axis, those
         that make what was seen likely count. Within half a pixel the gradient through waves says it better, and beyond
-        says nothing.
+        says nothing. Guesses are taught what they are once that is seen (expectation and maximisation, as above).
         """
-        what, centres, times = (told.detach() for told in displaced.told)
-        start, times, seen = centres, times[:, frames], seen[:, :, :PHRASES]
-        offsets = torch.arange(-self.OFFSETS, self.OFFSETS + 1, device=what.device)
-        with torch.no_grad(), torch.autocast(what.device.type, enabled=False):
-            off = []
-            for axis in torch.eye(2, device=what.device):
-                fits = torch.stack([self._moved(what, start + offset * axis, times) for offset in offsets])
-                fits = (seen * fits.clamp_min(self.ASTRAY)).sum((2, 4))   # (offsets b things)
-                fits = fits - 0.5 * (offsets / self.ABOUT).square()[:, None, None]
-                off.append((fits.softmax(0) * offsets[:, None, None]).sum(0))
-            off = torch.stack(off, -1)
-            target = start + off * (off.abs() > 0.5)
+        centres = displaced.told[1].detach()
+        if displaced.guesses is not None:
+            likely, places = displaced.guesses
+            fits = self._fits(displaced, frames, seen, places)
+            return -((likely.detach() + fits).softmax(-1) * likely).sum((1, 2, 3)).mean()
+        offsets = torch.arange(-self.OFFSETS, self.OFFSETS + 1, device=centres.device)
+        fits = self._fits(displaced, frames, seen, centres[..., None] + offsets)
+        off = ((fits - 0.5 * (offsets / self.ABOUT).square()).softmax(-1) * offsets).sum(-1)
+        target = centres + off * (off.abs() > 0.5)
         return 0.5 * (displaced.told[1] - target).square().sum((1, 2)).mean()
+
+    @torch.no_grad()
+    def _fits(self, displaced: Displaced, frames: Tensor, seen: Tensor, places: Tensor) -> Tensor:
+        """How likely, in nats, what is seen (b s things m) of displacements in some frames would be if one coordinate
+        of a centre were another, each of those in `places` (b things 2 k): the same shape."""
+        what, centres, times = displaced.told
+        seen, fits = seen[:, :, :PHRASES], torch.empty_like(places)
+        with torch.autocast(what.device.type, enabled=False):
+            for axis in range(2):
+                for k in range(places.shape[-1]):
+                    elsewhere = centres.clone()
+                    elsewhere[..., axis] = places[:, :, axis, k]
+                    found = self._moved(what, elsewhere, times[:, frames])
+                    fits[:, :, axis, k] = (seen * found.clamp_min(self.ASTRAY)).sum((1, 3))
+        return fits
 
     def error(self, misses: Tensor, picture: Tensor, displaced: Displaced, text_ids: Tensor,
               lengths: Tensor | None, off_centre: Tensor | None) -> Tensor:

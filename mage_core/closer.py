@@ -3,7 +3,8 @@
 The U-Net finds a thing wherever it is in the image, and cuts it out by what is near each pixel. Where two digits cross,
 what is missing is what such a digit looks like as a whole. In a window around its centre a thing is always at about the
 same place, so that this can be learned place by place, as in a dictionary of shapes (the crops of AIR, Eslami et al.
-2016, are such windows). What the window shows corrects the thing's mask, and where its centre is.
+2016, are such windows). What the window shows corrects the thing's mask, and where its centre is: digits of MNIST were
+centred by whole pixels, so that it guesses at rows and columns.
 
     window of: image, thing, the other things, the rest, U-Net's features ──► 1/2 ──► 1/4 ──► 1/8 ──► the centre
     words that say how it looks ───────────────────────────────────────────────┘ │       │       │
@@ -47,11 +48,14 @@ def _places(corners: Tensor, side: int, sides: tuple[int, int]) -> tuple[Tensor,
 class CloserLook(nn.Module):
     """Images (b c H W), the masks of things (b n H W) in (0, 1), the U-Net's features (b n d H/2 W/2), where centres
     are (b n 2), caption ids (b l) and how much each word of a phrase says of looks (b n l) -> better masks (b n H W),
-    and by how much centres are elsewhere (b n 2).
+    and guesses at centres: log chances of whole rows, and columns, near them, and which these are (b n 2 k).
 
     `side` is that of a window in pixels, a multiple of 8, `width` that of its layers and `seen` the U-Net's d. It
-    begins as no change at all.
+    begins with the masks as they are, and with normal distributions around the centres.
     """
+
+    AROUND = 5   # rows and columns on either side of a window's middle that are guessed at
+    ABOUT = 0.5  # standard deviation, in pixels, of a centre before it is looked at more closely
 
     def __init__(self, channels: int, seen: int, width: int, vocabulary_size: int, side: int):
         super().__init__()
@@ -64,7 +68,7 @@ class CloserLook(nn.Module):
         self.at_8 = convolution(2 * width, 2 * width, 2)
         self.places_8 = nn.Parameter(torch.zeros(2 * width, eighth, eighth))
         self.whole = Residual(2 * width)
-        self.centre = nn.Linear(2 * width * eighth ** 2 + 2, 2)
+        self.centre = nn.Linear(2 * width * eighth ** 2, 2 * (2 * self.AROUND + 1))
         self.from_8, self.over_4 = nn.Conv2d(2 * width, 2 * width, 1), Residual(2 * width)
         self.from_4, self.over_2 = nn.Conv2d(2 * width, width, 1), Residual(width)
         self.cut = nn.Conv2d(width, 4, 1)
@@ -72,10 +76,9 @@ class CloserLook(nn.Module):
             nn.init.zeros_(new)
 
     def forward(self, image: Tensor, masks: Tensor, features: Tensor, centres: Tensor, text_ids: Tensor,
-                telling: Tensor) -> tuple[Tensor, Tensor]:
+                telling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (b, n), sides = masks.shape[:2], masks.shape[2:]
         corners = 2 * ((centres.detach() - self.side / 2) / 2).round().long()   # features are half as large
-        off = (centres - corners - self.side / 2).flatten(0, 1)
         at = corners.flatten(0, 1)
 
         def window(what: Tensor) -> Tensor:
@@ -92,11 +95,14 @@ class CloserLook(nn.Module):
         half = self.at_2(x)
         quarter = self.at_4(half)
         whole = self.whole(self.at_8(quarter) + self.places_8)
-        found = self.centre(torch.cat([whole.flatten(1), off], 1)).unflatten(0, (b, n))
+        along = torch.arange(-self.AROUND, self.AROUND + 1, device=masks.device)
+        places = corners[..., None] + self.side // 2 + along
+        guesses = self.centre(whole.flatten(1)).view(places.shape)
+        guesses = guesses - 0.5 * ((places - centres[..., None]) / self.ABOUT).square()
         x = self.over_4(quarter + F.interpolate(self.from_8(whole), scale_factor=2))
         x = self.over_2(half + F.interpolate(self.from_4(x), scale_factor=2))
         better = put_back(F.pixel_shuffle(self.cut(x), 2)[:, 0], at, sides).unflatten(0, (b, n))
-        return (masks.logit(1e-6) + better).sigmoid(), found
+        return (masks.logit(1e-6) + better).sigmoid(), guesses.log_softmax(-1), places.to(guesses.dtype)
 
     def inner_convolutions(self) -> list[nn.Parameter]:
         """The weights of all convolutions but the one that makes masks."""

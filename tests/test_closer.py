@@ -95,9 +95,13 @@ def test_what_is_put_back_comes_from_where_it_was(corners, seed):
 def test_it_begins_as_no_change():
     torch.manual_seed(0)
     given_ = looked_at()
-    masks, elsewhere = CloserLook(2, 8, 16, WORDS, 16).eval()(*given_)
+    masks, chances, places = CloserLook(2, 8, 16, WORDS, 16).eval()(*given_)
     torch.testing.assert_close(masks, given_[1], atol=1e-5, rtol=0)
-    assert not elsewhere.any()
+    assert places.shape == (2, 2, 2, 11) and torch.equal(places, places.round())
+    torch.testing.assert_close(places.diff(), torch.ones(2, 2, 2, 10))
+    likely = torch.distributions.Normal(given_[3][..., None], 0.5).log_prob(places)
+    torch.testing.assert_close(chances, likely - likely.logsumexp(-1, keepdim=True), atol=1e-4, rtol=1e-4)
+    assert ((chances.exp() * places).sum(-1) - given_[3]).abs().max() < 0.1   # and so are centres, nearly
 
 
 @torch.no_grad()
@@ -110,51 +114,52 @@ def test_what_it_finds_moves_with_the_image(down, right):
     def moved(what, scale=1):
         return what.roll((down // scale, right // scale), (-2, -1))
 
-    better, elsewhere = made(image, masks, features, centres, text, telling)
-    assert (better - masks).abs().max() > 0.05 and elsewhere.std() > 0.01
-    there, same = made(moved(image), moved(masks), moved(features, 2), centres + torch.tensor([down, right]), text,
-                       telling)
+    better, chances, places = made(image, masks, features, centres, text, telling)
+    assert (better - masks).abs().max() > 0.05
+    there, same, others = made(moved(image), moved(masks), moved(features, 2), centres + torch.tensor([down, right]),
+                               text, telling)
     torch.testing.assert_close(there, moved(better), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(same, elsewhere, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(same, chances, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(others, places + torch.tensor([down, right])[:, None])
 
 
 @torch.no_grad()
 def test_what_lies_outside_of_a_window_is_neither_seen_nor_changed():
     made, (image, masks, features, _, text, telling) = closer(), looked_at()
     centres = torch.tensor([10.0, 12.0]).expand(2, 2, 2)   # windows are rows 2 to 17, columns 4 to 19
-    better, elsewhere = made(image, masks, features, centres, text, telling)
+    better, chances, _ = made(image, masks, features, centres, text, telling)
     outside = torch.ones(24, 32, dtype=torch.bool)
     outside[2:18, 4:20] = False
     torch.testing.assert_close(better[..., outside], masks[..., outside])
     assert ((better - masks).abs()[..., ~outside] > 1e-4).float().mean() > 0.9
     image[..., outside], masks[..., outside], features[..., outside[::2, ::2]] = 0.2, 0.3, 0.4
-    again, same = made(image, masks, features, centres, text, telling)
+    again, same, _ = made(image, masks, features, centres, text, telling)
     torch.testing.assert_close(again[..., ~outside], better[..., ~outside])
-    torch.testing.assert_close(same, elsewhere)
+    torch.testing.assert_close(same, chances)
 
 
 @torch.no_grad()
 def test_it_is_the_same_for_every_thing():
     made, (image, masks, features, centres, text, telling) = closer(), looked_at()
-    better, elsewhere = made(image, masks, features, centres, text, telling)
+    found = made(image, masks, features, centres, text, telling)
     turned = made(image, masks.flip(1), features.flip(1), centres.flip(1), text, telling.flip(1))
-    torch.testing.assert_close(turned[0], better.flip(1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(turned[1], elsewhere.flip(1), atol=1e-5, rtol=1e-4)
     alone = made(image[:1], masks[:1], features[:1], centres[:1], text[:1], telling[:1])
-    torch.testing.assert_close(alone, (better[:1], elsewhere[:1]), atol=1e-5, rtol=1e-4)
+    for part, expected, first in zip(turned, found, alone):
+        torch.testing.assert_close(part, expected.flip(1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(first, expected[:1], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_every_thing_sees_itself_the_others_and_the_rest():
     made, given_ = closer(), looked_at()
-    better, elsewhere = made(*given_)
+    better, chances, _ = made(*given_)
     for thing in range(2):
         masks = given_[1].clone()
         masks[:, thing] = 0.5
-        found, centres = made(given_[0], masks, *given_[2:])
+        found, guesses, _ = made(given_[0], masks, *given_[2:])
         other = 1 - thing
         assert (found[:, other] - better[:, other]).abs().amax() > 1e-3
-        assert (centres[:, other] - elsewhere[:, other]).abs().amax() > 1e-4
+        assert (guesses[:, other] - chances[:, other]).abs().amax() > 1e-3
     # where the things that are not this one have the same outline, and so has the rest, it is the same
     masks = torch.cat([given_[1], given_[1][:, 1:]], 1)
     masks[:, 1:] = 1.0
@@ -167,30 +172,33 @@ def test_every_thing_sees_itself_the_others_and_the_rest():
 @torch.no_grad()
 def test_words_count_by_what_they_tell():
     made, (image, masks, features, centres, text, telling) = closer(), looked_at()
-    better, elsewhere = made(image, masks, features, centres, text, telling)
+    better, *_ = made(image, masks, features, centres, text, telling)
     other = text.clone()
     other[:, 1] = 8   # of the first phrase
-    found, _ = made(image, masks, features, centres, other, telling)
+    found, *_ = made(image, masks, features, centres, other, telling)
     assert (found[:, 0] - better[:, 0]).abs().max() > 1e-3
     torch.testing.assert_close(found[:, 1], better[:, 1])
     telling[:, :, 1] = 0
     torch.testing.assert_close(made(image, masks, features, centres, other, telling),
                                made(image, masks, features, centres, text, telling))
-    torch.testing.assert_close(made(image, masks, features, centres, other, telling)[1][:, 1], elsewhere[:, 1])
 
 
 @torch.no_grad()
-def test_what_it_finds_is_added_to_the_odds_of_a_mask_and_the_way_to_the_window_counts():
+def test_what_it_finds_is_added_to_odds():
     made, (image, masks, features, centres, text, telling) = closer(), looked_at()
     made.cut.weight.zero_()
     made.cut.bias.fill_(0.7)
-    made.centre.weight[:, :-2] = 0
-    made.centre.weight[:, -2:], made.centre.bias[:] = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([3.0, 4.0])
+    made.centre.weight.zero_()
+    made.centre.bias.zero_()[[2, 11 + 7]] = 9.0   # row and column: 3 up, 2 to the right of the window's middle
     centres = torch.tensor([12.0, 16.0]).expand(2, 2, 2) + torch.tensor([0.4, -0.3])
-    better, elsewhere = made(image, masks, features, centres, text, telling)
+    better, chances, places = made(image, masks, features, centres, text, telling)
     inside = better[..., 4:20, 8:24].logit() - masks[..., 4:20, 8:24].logit()
     torch.testing.assert_close(inside, torch.full_like(inside, 0.7), atol=1e-4, rtol=0)
-    torch.testing.assert_close(elsewhere, torch.tensor([3.4, 3.4]).expand(2, 2, 2), atol=1e-5, rtol=0)
+    odds = chances - chances[..., 5:6]   # against the middle
+    expected = [9 - (0.4 + 3) ** 2 / 0.5 + 0.4 ** 2 / 0.5, 9 - (-0.3 - 2) ** 2 / 0.5 + 0.3 ** 2 / 0.5]
+    for axis, k in ((0, 2), (1, 7)):
+        torch.testing.assert_close(odds[:, :, axis, k], torch.full((2, 2), expected[axis]), atol=1e-3, rtol=0)
+    assert torch.equal(places[0, 0, :, 5], torch.tensor([12.0, 16.0]))
 
 
 @torch.no_grad()
@@ -234,12 +242,13 @@ def test_a_centre_is_corrected_and_a_thing_is_what_the_better_mask_cuts_out():
     made.closer.register_forward_hook(lambda closer, given, found: looks.append((given, found)))
     made.layers[0].register_forward_hook(lambda layer, given, out: told.append(given[0][:, 0, :, 16:80]))
     _, things, *_ = mage.displacements(None, ids[:, 0], text, speed)
-    (image, masks, _, centres, _, telling), (better, elsewhere) = looks[0]
-    assert (better - masks).abs().max() > 0.01 and elsewhere.abs().max() > 0.01
+    (image, masks, _, before, _, telling), (better, chances, places) = looks[0]
+    centres = (chances.exp() * places).sum(-1)
+    assert (better - masks).abs().max() > 0.01 and (centres - before).abs().max() > 0.1
     torch.testing.assert_close(things[:, :2], image[:, None] * better[:, :, None])
     torch.testing.assert_close(things[:, 2], image * (1 - better).prod(1)[:, None])
     periods = 3.0 * (200.0 / 3.0) ** (np.arange(16) / 15)
-    rows = (centres + elsewhere)[..., :1].double().numpy()
+    rows = centres[..., :1].double().numpy()
     np.testing.assert_allclose(told[0][..., :16], np.sin(2 * np.pi * rows / periods), atol=1e-3)
     skill = made.unet.skill()
     torch.testing.assert_close(telling, phrases_of(text, AND, 0)[0] * skill[text][:, None])
@@ -255,6 +264,32 @@ def test_the_displacement_loss_reaches_all_of_it_and_what_it_looks_at():
     assert made.unet.finer[0][1].weight.grad.any()
     apart = {id(parameter) for parameter in made.taught_apart()}
     assert apart >= {id(parameter) for parameter in made.closer.parameters()}
+
+
+def test_guesses_at_centres_learn_what_they_are_once_motion_is_seen():
+    """The gradient is that of the negative log-likelihood of what is seen under a mixture over guesses (EM)."""
+    mage, (ids, text, speed) = mage_of(CLOSER), given_to_mage()
+    made, frames = mage.advection, torch.tensor([0, 2])
+    displaced = mage.displacements(None, ids[:, 0], text, speed)
+    likely, places = (part.detach() for part in displaced.guesses)
+    likely.requires_grad_()
+    displaced = displaced._replace(guesses=(likely, places))
+    seen = torch.rand(2, 2, 3, 22, generator=torch.Generator().manual_seed(1)) ** 9
+    seen = seen / seen.sum(-1, keepdim=True)
+    gradient, = torch.autograd.grad(made.off_centre(displaced, frames, seen), likely)
+
+    what, centres, times = (told.detach() for told in displaced.told)
+    fits = np.zeros(places.shape)
+    for b, thing, axis, k in np.ndindex(*places.shape):
+        there = centres[b:b + 1].clone()
+        there[0, thing, axis] = places[b, thing, axis, k]
+        found = made._moved(what[b:b + 1], there, times[b:b + 1, frames])[0, :, thing].detach()
+        fits[b, thing, axis, k] = (seen[b, :, thing] * found.clamp_min(made.ASTRAY)).sum()
+    fits = torch.from_numpy(fits).float()
+    assert fits.std(-1).max() > 0.01
+    again = likely.detach().clone().requires_grad_()
+    mixture = -(again + fits).logsumexp(-1).sum((1, 2)).mean()
+    torch.testing.assert_close(gradient, torch.autograd.grad(mixture, again)[0], atol=1e-5, rtol=1e-3)
 
 
 def test_its_convolutions_learn_by_muon_but_for_the_one_that_cuts():
@@ -273,7 +308,8 @@ def test_weights_without_it_are_a_start_for_a_model_with_it_and_not_the_reverse(
     ids, text, speed = given_to_mage()
     with torch.no_grad():
         found, expected = (mage.displacements(None, ids[:, 0], text, speed) for mage in (ours, theirs))
-    torch.testing.assert_close(found.chances, expected.chances, atol=1e-4, rtol=1e-3)
+    assert (found.told[1] - expected.told[1]).abs().max() < 0.1   # as near as whole rows and columns can say it
+    torch.testing.assert_close(found.chances, expected.chances, atol=0.1, rtol=0)
     torch.testing.assert_close(found.things, expected.things, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="window 16 for 0"):
         theirs.start_from(ours, "abcdefghi", "abcdefghi")

@@ -348,7 +348,7 @@ def test_until_words_are_known_little_else_is_learned():
     mage, (ids, text, speed) = model(), sample()
     made, dice = mage.advection, torch.rand(2, 4, 4, 6)
     displaced = mage.displacements(None, ids[:, 0], text, speed)
-    chances, things, logits, endings, _ = displaced
+    chances, things, logits, endings, *_ = displaced
     assert endings is None
     words = made.unet.word_loss(logits, text)
     misses = made.misses(chances, made.image(ids[:, 0]), ids[:, 1:], dice)
