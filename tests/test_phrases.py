@@ -344,6 +344,29 @@ def test_centres_learn_where_what_was_seen_says_that_they_are(off, axis):
     assert made.off_centre(within, frames, either / 2) == 0
 
 
+def test_of_places_that_explain_as_much_the_nearer_counts_more():
+    made, centres = model().advection, torch.full((1, 2, 2), 5.0)
+    fits = torch.full((1, 2, 2, 2 * made.OFFSETS + 1), -50.0)
+    fits[..., [made.OFFSETS + 1, made.OFFSETS + 3]] = 0.0   # one pixel on, or three
+    made._fits = lambda *given: fits
+    displaced = Displaced(fits, fits, told=(None, centres, None))
+    near, far = np.exp(-0.5 * (np.array([1, 3]) / made.ABOUT) ** 2)
+    off = (near + 3 * far) / (near + far)
+    assert float(made.off_centre(displaced, None, None)) == pytest.approx(0.5 * 4 * off ** 2, rel=1e-5)
+
+
+def test_what_is_seen_though_it_could_not_be_says_so_much_and_no_more():
+    made = model().advection
+    impossible = torch.full((1, 3, 2, 26), -100.0)
+    made._moved = lambda what, centres, times: impossible[:, :times.shape[1]]
+    told = torch.zeros(1, 2, 16), torch.zeros(1, 2, 2), torch.zeros(1, 3, 4)
+    displaced = Displaced(impossible, impossible, told=told)
+    seen = torch.zeros(1, 2, 3, 26)
+    seen[..., 4] = 1.0
+    fits = made._fits(displaced, torch.tensor([0, 2]), seen, torch.zeros(1, 2, 2, 5))
+    torch.testing.assert_close(fits, torch.full((1, 2, 2, 5), 2 * made.ASTRAY))
+
+
 def test_until_words_are_known_little_else_is_learned():
     mage, (ids, text, speed) = model(), sample()
     made, dice = mage.advection, torch.rand(2, 4, 4, 6)
