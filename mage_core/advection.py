@@ -186,7 +186,8 @@ class Advection(nn.Module):
             image, words, endings, guesses = self.image(token_ids), None, None, None
             if self.unet is not None:
                 what, centres, things, words, guesses = self._cut_out(text_ids, _shifted(image, *shift))
-                centres = centres - torch.tensor(shift, dtype=centres.dtype, device=centres.device)
+                away = torch.tensor(shift, dtype=centres.dtype, device=centres.device)
+                centres, guesses = centres - away, guesses and (guesses[0], guesses[1] - away[:, None])
                 things = _shifted(things, -shift[0], -shift[1])
             else:
                 what, centres, things = self._found(anchor.float(), image)
@@ -370,7 +371,8 @@ class Advection(nn.Module):
         `seen` are the chances of displacements in some of the frames (b s things m), once it is seen where things are
         (`explained`). A centre a pixel off has others: of some offsets, up to `OFFSETS` pixels along either axis, those
         that make what was seen likely count. Within half a pixel the gradient through waves says it better, and beyond
-        says nothing. Guesses are taught what they are once that is seen (expectation and maximisation, as above).
+        says nothing. Guesses are taught what they are once that is seen (expectation and maximisation, as in
+        `explained`).
         """
         centres = displaced.told[1].detach()
         if displaced.guesses is not None:

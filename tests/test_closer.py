@@ -266,6 +266,15 @@ def test_the_displacement_loss_reaches_all_of_it_and_what_it_looks_at():
     assert apart >= {id(parameter) for parameter in made.closer.parameters()}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [(0, 0), (2, -3)])
+def test_centres_are_what_guesses_at_them_are_on_average_wherever_the_image_is_shifted(shift):
+    mage, (ids, text, _) = mage_of(CLOSER), given_to_mage()
+    found = mage.advection.displacements(None, ids[:, 0], torch.zeros(2, 3, CONFIG.width), text, shift)
+    chances, places = found.guesses
+    torch.testing.assert_close((chances.exp() * places).sum(-1), found.told[1], atol=1e-4, rtol=1e-4)
+
+
 def test_guesses_at_centres_learn_what_they_are_once_motion_is_seen():
     """The gradient is that of the negative log-likelihood of what is seen under a mixture over guesses (EM)."""
     mage, (ids, text, speed) = mage_of(CLOSER), given_to_mage()
