@@ -13,11 +13,12 @@ each thing is what one phrase of the caption names, cut out by a U-Net that sees
 the rest of it, which stays where it is (see `phrases`); the motion anchor is then not asked, the words are read anew,
 each phrase by itself, and a clip's displacements cost so little that training can show many. What the U-Net saw of a
 thing corrects the thing's centre, as votes do (Hough forests, Gall and Lempitsky 2009): where something is covered, the
-centre of what is left of it is elsewhere. With `window` it takes a closer look at each thing besides (see `closer`). A
-video of Modified Moving MNIST ends when its last digit rests, and which of its frames a clip shows hangs on that: there
-each thing also says when it comes to rest, and where it is in a clip is a mean over all lengths that the video may
-have. What the U-Net finds is not quite the same when the image is a pixel or two elsewhere: for a generated video it
-can look several times, each at the image shifted, and the mean counts (test-time augmentation).
+centre of what is left of it is elsewhere. With `window` it takes a closer look at each thing besides (see `closer`),
+and how a thing moves is a mean over guesses at its centre. A video of Modified Moving MNIST ends when its last digit
+rests, and which of its frames a clip shows hangs on that: there each thing also says when it comes to rest, and where
+it is in a clip is a mean over all lengths that the video may have. What the U-Net finds is not quite the same when the
+image is a pixel or two elsewhere: for a generated video it can look several times, each at the image shifted, and the
+mean counts (test-time augmentation).
 
     motion anchor ──where──► a few things ──how far, when──► first image (its part of it), moved ┐
     features of a token ──which, how sure───────────────────────────────────────────────────────┴─► more logits
@@ -58,7 +59,7 @@ class Displaced(NamedTuple):
     `things` are in the first frame (b things c H W). With a U-Net the logits of all `words` at each place (b v H/8
     W/8); with `longest` the log chances that the video ends after 1, 2 ... frames (b longest). What was `told` of the
     things that may move (b things d), their centres (b things 2) and the times (b t d). With `window` the `guesses` at
-    these: log chances of rows and of columns, and which these are (b things 2 k)."""
+    these: log chances of rows and of columns, and which these are (b things 2 k); a centre is the likeliest."""
 
     chances: Tensor
     things: Tensor
@@ -89,6 +90,7 @@ class Advection(nn.Module):
     TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
     CENTRE = 0.5   # weight of how far off centres are, in squared pixels
     OFFSETS, ABOUT = 3, 2.0   # pixels by which a centre is tried elsewhere, and the standard deviation expected
+    GUESSED = 3    # likeliest guesses at a row, or a column, that displacements are a mean over
     STILL = -30.0  # log chance of a displacement of what stays where it is
     SHIFT = 3      # pixels along each axis, the most by which an image is shifted to be looked at once more
     ENDING = 0.3   # weight of the nats by which a video's number of frames is missed, where it is asked
@@ -194,7 +196,7 @@ class Advection(nn.Module):
             if self.ends is not None:
                 endings = self._endings(torch.cat([what, _waves(centres, self.WAVES)], -1))
             times = self.when(times.float())
-            chances = self._moved(what, centres, times)
+            chances = self._moved(what, centres, times) if guesses is None else self._by_guesses(what, guesses, times)
             if self.unet is not None:   # what no phrase names stays where it is
                 still = torch.full_like(chances[:, :, :1], self.STILL)
                 still[..., self.reach] = 0.0
@@ -213,6 +215,15 @@ class Advection(nn.Module):
         if self.masks:
             chances = chances + self._by_place(self.places(y), centres)
         return chances.log_softmax(-1)
+
+    def _by_guesses(self, what: Tensor, guesses: tuple[Tensor, Tensor], times: Tensor) -> Tensor:
+        """`_moved`, the mean over the `GUESSED` likeliest guesses at centres: over rows of how far a thing moves down,
+        over columns of how far to the right, since where it is along one axis says nothing of the other."""
+        likely, best = guesses[0].topk(self.GUESSED, -1)
+        centres = guesses[1].gather(-1, best)
+        moved = torch.stack([self._moved(what, centres[..., k], times) for k in range(self.GUESSED)])
+        likely = rearrange(likely, "b n side k -> k b 1 n side 1")
+        return (moved.unflatten(-1, (2, -1)) + likely).logsumexp(0).flatten(-2).log_softmax(-1)
 
     def _endings(self, told: Tensor) -> Tensor:
         """What is told of things that may move (b things e) -> log chances of how many frames a video has (b longest):
@@ -301,7 +312,7 @@ class Advection(nn.Module):
         if self.closer is not None:
             telling = phrases * self.unet.skill()[text_ids][:, None]
             masks, *guesses = self.closer(image, masks, features, centres, text_ids, telling)
-            centres = (guesses[0].exp() * guesses[1]).sum(-1)
+            centres = guesses[1].gather(-1, guesses[0].argmax(-1, keepdim=True))[..., 0]   # the likeliest
         things = image[:, None] * torch.cat([masks, (1 - masks).prod(1, keepdim=True)], 1)[:, :, None]
         everything = (text_ids != language.pad_id)[:, None]   # a phrase without words is told all
         heard = torch.where(phrases.any(2, keepdim=True), phrases, everything)
