@@ -52,13 +52,15 @@ def test_where_two_digits_move_each_is_cut_out(name):
     assert solids.autoregressive == (name != "gpu") and config.autoregressive
 
 
-@pytest.mark.parametrize("name", ["quick", "gpu"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "gpu"])
 @pytest.mark.parametrize("weights_name", weights.names())
 def test_any_weights_that_ship_are_a_start_for_their_dataset_at_any_preset(name, weights_name):
     dataset, start = load_dataset(weights_name), weights.load(weights_name).mage.config
     chosen = sized_like(preset(name, weights_name), start)
     check_start(mage_config(chosen.mage, dataset, start.codebook_size, start.groups), start)
     assert chosen.mage.samples == preset(name, weights_name).mage.samples
+    few = dataclasses.replace(start, looks=3) if start.unet else start
+    assert sized_like(preset(name, weights_name), few).mage.looks == few.looks
     wider = changed(chosen, [f"mage.width={2 * start.width}"])
     with pytest.raises(ValueError, match=f"width {start.width} for {2 * start.width}"):
         check_start(mage_config(wider.mage, dataset, start.codebook_size, start.groups), start)
