@@ -88,7 +88,7 @@ class Advection(nn.Module):
     PICTURE = 0.05   # weight of the squared error of all things together, beside nats a token
     NAMED = (0.05, 0.2)   # with `unet` that weight, and the one of the nats by which a caption's words are missed
     TRIED, SLACK = 12, 0.5   # displacements compared with what is seen, and the standard deviation of a pixel there
-    CENTRE = 0.5   # weight of how far off centres are, in squared pixels
+    CENTRE = 0.5   # weight of how far off centres are, in squared pixels, or of the nats by which guesses miss
     OFFSETS, ABOUT = 3, 2.0   # pixels by which a centre is tried elsewhere, and the standard deviation expected
     GUESSED = 3    # likeliest guesses at a row, or a column, that displacements are a mean over
     STILL = -30.0  # log chance of a displacement of what stays where it is
